@@ -1,0 +1,183 @@
+"""Samples as training batches and as test images."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data import Sampler as TorchSampler
+from tqdm import tqdm
+
+from .samples import MASK_RULES, Sample
+from .transforms import flip, normalise, resize_image, resize_mask
+
+# Resized images kept in memory; TN3K and TG3K together take 1.1 GB at 224 x 224.
+CACHE_BYTES = 4 * 2**30
+
+
+class Prepared(NamedTuple):
+    """A sample at the network's size: image (S, S, 3) uint8, mask (S, S) bool, share of the native image masked."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    share: float
+
+
+class Reader:
+    """Reads samples at the network's size by a mask rule; decodes and resizes each once while memory allows."""
+
+    def __init__(self, size: int, mask_rule: str = "clean", cache_bytes: int = CACHE_BYTES) -> None:
+        self.size = size
+        self.rule = MASK_RULES[mask_rule]
+        self.cache: dict[Sample, Prepared] = {}
+        self.most = cache_bytes // (4 * size * size)
+
+    def __call__(self, sample: Sample) -> Prepared:
+        """The sample as the network takes it. UserError for a file that is not as expected."""
+        if sample in self.cache:
+            return self.cache[sample]
+        image, values = sample.read()
+        mask = self.rule(values)
+        prepared = Prepared(resize_image(image, self.size), resize_mask(mask, self.size), float(mask.mean()))
+        if len(self.cache) < self.most:
+            self.cache[sample] = prepared
+        return prepared
+
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Read every sample, so that a bad file is found before training starts, not in its midst."""
+        for sample in tqdm(list(dict.fromkeys(samples)), desc="reading data", unit="image", leave=False):
+            self(sample)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch whose rows know which label they carry.
+
+    image: (B, 3, S, S). rows: task -> indices of the rows with that label, (n,). masks: task -> (n, 1, S, S), 0 or 1.
+    share: (n, 1), the nodule's share of each native image among the nodule rows. names: B file names.
+    """
+
+    image: Tensor
+    rows: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    share: Tensor
+    names: list[str]
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {task: tensor.to(device, non_blocking=True) for task, tensor in tensors.items()}
+
+        return replace(
+            self,
+            image=self.image.to(device, non_blocking=True),
+            rows=move(self.rows),
+            masks=move(self.masks),
+            share=self.share.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "Batch":
+        def pin(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {task: tensor.pin_memory() for task, tensor in tensors.items()}
+
+        return replace(
+            self,
+            image=self.image.pin_memory(),
+            rows=pin(self.rows),
+            masks=pin(self.masks),
+            share=self.share.pin_memory(),
+        )
+
+
+def collate(items: Sequence[Sequence[tuple[Sample, Prepared]]]) -> Batch:
+    """Join items, each one sample or a pair, into a batch; pairs come interleaved, as in the release."""
+    flat = [entry for item in items for entry in item]
+    tasks = [sample.task for sample, _ in flat]
+    rows = {task: [i for i, other in enumerate(tasks) if other == task] for task in dict.fromkeys(tasks)}
+    masks = {
+        task: torch.from_numpy(np.stack([flat[i][1].mask for i in indices])[:, None]).float()
+        for task, indices in rows.items()
+    }
+    return Batch(
+        image=torch.stack([normalise(prepared.image) for _, prepared in flat]),
+        rows={task: torch.tensor(indices) for task, indices in rows.items()},
+        masks=masks,
+        share=torch.tensor([[flat[i][1].share] for i in rows.get("nodule", [])]),
+        names=[sample.name for sample, _ in flat],
+    )
+
+
+class TrainSet(Dataset):
+    """Training items, each one sample or a pair, flipped at random.
+
+    An item is asked for by (epoch, index) and its flips come from (seed, epoch, index) alone, so that they are the
+    same whatever the number of workers and wherever a run was resumed. Each sample of a pair flips by itself.
+    """
+
+    def __init__(self, items: Sequence[Sequence[Sample]], reader: Reader, seed: int) -> None:
+        self.items, self.reader, self.seed = items, reader, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> list[tuple[Sample, Prepared]]:
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        return [(sample, self._flipped(self.reader(sample), rng)) for sample in self.items[index]]
+
+    @staticmethod
+    def _flipped(prepared: Prepared, rng: np.random.Generator) -> Prepared:
+        image, mask = flip(prepared.image, prepared.mask, rng)
+        return prepared._replace(image=image, mask=mask)
+
+
+class ValidationSet(Dataset):
+    """The samples one by one, as they are."""
+
+    def __init__(self, samples: Sequence[Sample], reader: Reader) -> None:
+        self.samples, self.reader = samples, reader
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> list[tuple[Sample, Prepared]]:
+        return [(self.samples[index], self.reader(self.samples[index]))]
+
+
+class EpochSampler(TorchSampler):
+    """(epoch, index) in an order drawn from (seed, epoch); set `epoch` before each epoch."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return ((self.epoch, int(index)) for index in order)
+
+
+class TestImage(NamedTuple):
+    """An image to be tested: `image` (3, S, S) for the network, `native` (H, W, 3) and `mask` (H, W) as on disk."""
+
+    sample: Sample
+    image: Tensor
+    native: np.ndarray
+    mask: np.ndarray
+
+
+class TestSet(Dataset):
+    """Test images at native size beside the network's input. The mask stays raw: each protocol has its own rule."""
+
+    def __init__(self, samples: Sequence[Sample], size: int) -> None:
+        self.samples, self.size = samples, size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> TestImage:
+        native, mask = self.samples[index].read()
+        return TestImage(self.samples[index], normalise(resize_image(native, self.size)), native, mask)

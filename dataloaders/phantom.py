@@ -1,0 +1,611 @@
+"""PHANTOM: synthetic transverse ultrasound of the thyroid, on disk in the layout of TN3K and TG3K.
+
+An image is made in three steps: anatomy (where each tissue of the neck lies, in millimetres), medium (what
+each tissue does to sound) and acquisition (how a linear array shows it). Speckle, shadows, posterior
+enhancement and bright interfaces are not drawn: they follow from the acquisition. The medium also holds
+look-alikes of nodules outside the gland, which only the context of the gland tells apart from nodules.
+
+Echogenicity is in dB relative to the gland. Sources of the numbers:
+    attenuation, impedance: T. L. Szabo, Diagnostic Ultrasound Imaging, 2nd ed., 2014; ICRU Report 61, 1998
+    speckle: C. B. Burckhardt, IEEE Trans. Sonics Ultrason. 25, 1978; R. F. Wagner et al., ibid. 30, 1983
+Soft tissue attenuates by 0.5 to 0.7 dB/cm/MHz; the echogenicities are set by eye after clinical images.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy import fft, ndimage
+from tqdm import tqdm
+
+FORMAT = "thyroid ultrasound phantom"
+VERSION = 1
+SPLITS = ("trainval", "test", "gland")
+FOLDS = 5
+SOUND_SPEED = 1.54  # mm/us in soft tissue
+SMALLEST = 0.01  # of the image, the area of a nodule
+FAR = np.float32(-99)  # mm: depth under the outline of a thing that is nowhere near
+
+Array = np.ndarray
+
+
+class Tissue(NamedTuple):
+    """What a tissue does to sound."""
+
+    echo: float  # echogenicity, dB relative to the gland
+    attenuation: float  # one way, dB/cm/MHz
+    impedance: float  # MRayl
+
+
+GLAND = Tissue(0, 0.55, 1.63)
+CONNECTIVE = Tissue(-3, 0.65, 1.60)
+SKIN = Tissue(5, 0.9, 1.66)
+FAT = Tissue(-5, 0.5, 1.42)
+FASCIA = Tissue(4, 0.8, 1.70)
+MUSCLE = Tissue(-9, 0.75, 1.67)
+BLOOD = Tissue(-27, 0.18, 1.62)
+VESSEL_WALL = Tissue(2, 0.6, 1.68)
+FLUID = Tissue(-30, 0.03, 1.54)
+CARTILAGE = Tissue(-12, 1.0, 1.75)
+MUCOSA = Tissue(5, 0.7, 1.68)
+CALCIFICATION = Tissue(12, 9, 3.0)
+MICROCALCIFICATION = Tissue(12, 1, 1.9)  # too small to cast a shadow
+BONE = Tissue(12, 12, 5.0)
+# No sound passes air; what is seen in the trachea are reverberations that die away within about a centimetre.
+AIR = Tissue(9, 4.5, 0.0004)
+
+# Echogenicity of the solid part of a nodule, dB relative to the gland, and how often each kind occurs.
+NODULE_KINDS: dict[str, tuple[float, float, float]] = {
+    "hypoechoic": (-11, -3.5, 0.46),
+    "isoechoic": (-2, 1.5, 0.16),
+    "hyperechoic": (3, 6, 0.08),
+    "mixed": (-7, 1, 0.12),
+    "spongiform": (-3, 2, 0.06),
+    "cystic": (-6, 0, 0.12),
+}
+CALCIFICATIONS = ("microcalcifications", "macrocalcification", "rim calcification")
+LOOKALIKES = ("lymph node", "bare lymph node", "muscle bundle", "vessel")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One synthetic frame. `lookalike` marks what resembles a nodule outside the gland."""
+
+    image: Array  # (H, W) uint8
+    gland: Array  # (H, W) bool, nodules included
+    nodule: Array  # (H, W) bool
+    lookalike: Array  # (H, W) bool
+    nodules: list[str] = field(default_factory=list)  # kind and features of each nodule
+    lookalikes: list[str] = field(default_factory=list)  # kind of each look-alike placed besides the vessels
+
+
+# ---------------------------------------------------------------------------------------------- acquisition
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """A linear array and its settings."""
+
+    frequency: float = 8.0  # MHz
+    cycles: float = 3.0  # length of the pulse
+    f_number: float = 2.2
+    focus: float = 18.0  # mm
+    focal_zone: float = 14.0  # mm from the focus to where the beam is sqrt(2) times as wide
+    looks: int = 1  # frames averaged by spatial compounding
+    tgc: float = 0.55  # one-way attenuation that the time-gain compensation assumes, dB/cm/MHz
+    noise: float = -68.0  # electronic noise before TGC, dB relative to the gland at the skin
+    dynamic_range: float = 60.0  # dB
+    gain: float = 0.5  # grey level, 0 to 1, of an unattenuated gland
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> "Scanner":
+        return cls(
+            frequency=rng.uniform(6.5, 9.5),
+            cycles=rng.uniform(2, 3.5),
+            f_number=rng.uniform(1.8, 3.2),
+            focus=rng.uniform(12, 26),
+            focal_zone=rng.uniform(9, 18),
+            looks=int(rng.integers(1, 5)),
+            tgc=rng.uniform(0.5, 0.66),
+            noise=rng.uniform(-74, -62),
+            dynamic_range=rng.uniform(52, 72),
+            gain=rng.uniform(0.42, 0.6),
+        )
+
+
+def point_spread(scatterers: Array, scanner: Scanner, px: float) -> Array:
+    """Image the complex scatterers through the complex-envelope PSF, whose lateral width grows off focus.
+
+    The phase of a scatterer stands for its position within a wavelength, so the PSF needs no carrier. It has
+    unit energy at each depth: the mean speckle level does not depend on the resolution.
+    """
+    wavelength = SOUND_SPEED / scanner.frequency
+    fwhm = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in standard deviations
+    axial = scanner.cycles * wavelength / 2 / fwhm / px  # the echo of a pulse is half as long as the pulse
+    depth = np.arange(len(scatterers), dtype=np.float32)[:, None] * px
+    defocus = np.hypot(1, (depth - scanner.focus) / scanner.focal_zone)
+    lateral = scanner.f_number * wavelength / fwhm / px * defocus
+    frequency = fft.fftfreq(scatterers.shape[1]).astype(np.float32)
+    transfer = np.exp(-2 * (np.pi * lateral * frequency) ** 2) * np.sqrt(4 * np.pi * lateral * axial)
+    echo = ndimage.gaussian_filter1d(scatterers, axial, axis=0, mode="nearest")
+    return fft.ifft(fft.fft(echo, axis=1) * transfer, axis=1)
+
+
+def interfaces(impedance: Array) -> Array:
+    """Reflection coefficient of the interfaces, weakened as they turn away from the beam."""
+    log_impedance = np.log(impedance)
+    reflection = np.tanh(np.diff(log_impedance, axis=0, append=log_impedance[-1:]) / 2)
+    smooth = cv2.GaussianBlur(log_impedance, (0, 0), 2)
+    dz, dx = np.gradient(smooth)
+    return reflection * (dz**2 / (dz**2 + dx**2 + 1e-12)) ** 2
+
+
+def path_loss(attenuation: Array, scanner: Scanner, px: float) -> Array:
+    """Two-way attenuation in dB down to each pixel; a shadow has soft sides since the beam has a width."""
+    loss = 2 * scanner.frequency * np.cumsum(attenuation, axis=0) * (px / 10)
+    return cv2.GaussianBlur(loss, (0, 0), sigmaX=0.35 / px, sigmaY=0.1)
+
+
+def envelope(
+    echo: Array, attenuation: Array, impedance: Array, scanner: Scanner, px: float, rng: np.random.Generator
+) -> Array:
+    """Detected echo amplitude after TGC, relative to the mean-square amplitude of unattenuated gland.
+
+    A single look at many scatterers per resolution cell is fully developed speckle: the amplitude is Rayleigh
+    distributed, with a mean of 1.91 times its standard deviation (Burckhardt 1978, Wagner et al. 1983).
+    """
+    amplitude = 10 ** (echo / 20)
+    specular = 25 * interfaces(impedance)
+    loss = 10 ** (-path_loss(attenuation, scanner, px) / 20)
+    depth = np.arange(len(echo), dtype=np.float32)[:, None] * px
+    tgc = 10 ** (2 * scanner.tgc * scanner.frequency * depth / 10 / 20)
+    noise = 10 ** (scanner.noise / 20)
+
+    def complex_normal() -> Array:
+        parts = rng.standard_normal((*echo.shape, 2), np.float32) * np.float32(0.5**0.5)
+        return parts.view(np.complex64)[..., 0]
+
+    def look() -> Array:
+        signal = point_spread(amplitude * complex_normal() + specular, scanner, px)
+        return np.abs((signal * loss + noise * complex_normal()) * tgc)
+
+    return sum(look() for _ in range(scanner.looks)) / scanner.looks
+
+
+def log_compress(envelope: Array, scanner: Scanner) -> Array:
+    """8-bit grey levels over the dynamic range."""
+    level = 20 * np.log10(np.maximum(envelope, 1e-6)) / scanner.dynamic_range + scanner.gain
+    return (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
+
+
+# -------------------------------------------------------------------------------------- geometry and medium
+
+
+@dataclass(frozen=True)
+class View:
+    """The plane that is scanned: where its pixels lie in the neck, in mm."""
+
+    x: Array  # (H, W) lateral position, 0 in the midline of the neck, deformed
+    z: Array  # (H, W) depth below the skin, deformed
+    depth: Array  # (H, W) depth below the probe
+    px: float  # mm per pixel
+    rng: np.random.Generator
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> "View":
+        height = int(rng.integers(256, 361))
+        width = int(np.clip(height * rng.uniform(0.95, 1.4), 256, 360))
+        px = rng.uniform(32, 46) / height
+        j, i = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+        across, depth = (j - width / 2) * np.float32(px), (i + 0.5) * np.float32(px)
+        flat = cls(across, depth, depth, px, rng)
+        probe = rng.uniform(-6, 6) if rng.random() < 0.2 else float(rng.choice([-1, 1])) * rng.uniform(9, 23)
+        tilt, pivot = rng.normal(0, 0.07), 15
+        cos, sin = math.cos(tilt), math.sin(tilt)
+        x = across * cos + (depth - pivot) * sin + probe
+        z = (depth - pivot) * cos - across * sin + pivot
+        shift_x, shift_z = (1.2 * flat.noise(22) + 0.15 * flat.noise(4) for _ in range(2))
+        return cls(x + shift_x, z + shift_z, depth, px, rng)
+
+    def noise(self, length_z: float, length_x: float | None = None) -> Array:
+        """Smooth random field of about unit variance with these correlation lengths in mm."""
+        height, width = self.depth.shape
+        cells = (int(height * self.px / length_z) + 4, int(width * self.px / (length_x or length_z)) + 4)
+        coarse = self.rng.standard_normal(cells, np.float32) * np.float32(1.4)
+        return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+    def ellipse(
+        self, x: float, z: float, radius_x: float, radius_z: float, tilt: float = 0, paired: bool = False
+    ) -> Array:
+        """Depth under the outline of an ellipse (as the view deforms it) in mm, positive inside.
+
+        With paired, its mirror image on the other side of the neck belongs to it.
+        """
+        dx = (np.abs(self.x) if paired else self.x) - np.float32(x)
+        dz = self.z - np.float32(z)
+        cos, sin = np.float32(math.cos(tilt)), np.float32(math.sin(tilt))
+        u, v = (dx * cos + dz * sin) / np.float32(radius_x), (dz * cos - dx * sin) / np.float32(radius_z)
+        return (1 - np.sqrt(u * u + v * v)) * np.float32(min(radius_x, radius_z))
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Acoustic properties of every pixel."""
+
+    echo: Array
+    attenuation: Array
+    impedance: Array
+
+    @classmethod
+    def uniform(cls, shape: tuple[int, ...], tissue: Tissue) -> "Medium":
+        return cls(*(np.full(shape, value, np.float32) for value in tissue))
+
+    def fill(self, weight: Array, tissue: Tissue, texture: Array | float = 0) -> None:
+        """Put tissue where weight is 1 (or True), a mixture where it is between 0 and 1; texture in dB."""
+        for layer, value in zip((self.echo, self.attenuation, self.impedance), tissue, strict=True):
+            layer += weight * (np.float32(value) - layer)
+        self.echo[:] += weight * texture
+
+
+# -------------------------------------------------------------------------------------------------- anatomy
+
+
+@dataclass(frozen=True)
+class Neck:
+    """Outlines of the organs: depth under the outline in mm, positive inside."""
+
+    surface: Array  # below the subcutaneous fat
+    trachea: Array
+    gland: Array
+    carotid: Array
+    jugular: Array
+    oesophagus: Array
+    sternomastoid: Array
+    longus: Array
+    bone: Array
+
+    @property
+    def vessels(self) -> Array:
+        return np.maximum(self.carotid, self.jugular)
+
+
+def random_neck(view: View) -> Neck:
+    """Organs of a random person; sizes in mm after textbook transverse views at the level of the isthmus."""
+    uniform, pair = view.rng.uniform, partial(view.ellipse, paired=True)
+    muscle_z = uniform(3, 7)
+    trachea_r = uniform(7.5, 10)
+    trachea_z = muscle_z + uniform(6, 10) + trachea_r
+    trachea = view.ellipse(0, trachea_z, trachea_r * uniform(1, 1.15), trachea_r)
+    isthmus = np.where(view.z < trachea_z - 0.2 * trachea_r, trachea + uniform(2, 5), FAR)
+
+    lobe_rx, lobe_rz = uniform(6.5, 11), uniform(6.5, 11)
+    lobe_x, lobe_z = trachea_r + 0.72 * lobe_rx, trachea_z - uniform(1, 5)
+    lobe = pair(lobe_x, lobe_z, lobe_rx, lobe_rz, uniform(-0.1, 0.5))
+    artery_x, artery_z = lobe_x + 0.85 * lobe_rx + uniform(2.5, 4.5), lobe_z + uniform(0, 5)
+    artery_r = uniform(2.6, 3.9)
+    carotid = pair(artery_x, artery_z, artery_r, artery_r)
+    vein_rx, vein_rz = uniform(2.5, 6), uniform(1.5, 4)
+    vein_x = artery_x + artery_r + vein_rx * uniform(0.5, 1)
+    vein_z = artery_z - artery_r - vein_rz * uniform(0.3, 0.9)
+    jugular = pair(vein_x, vein_z, vein_rx, vein_rz, uniform(-0.4, 0.4))
+    mastoid_x, mastoid_rz = lobe_x + uniform(10, 16), uniform(3.5, 6)
+    sternomastoid = pair(mastoid_x, muscle_z + mastoid_rz, uniform(11, 15), mastoid_rz, uniform(0, 0.25))
+    longus_z = lobe_z + lobe_rz + uniform(3, 5)
+    longus = pair(uniform(10, 15), longus_z, uniform(6, 9), uniform(2.8, 4.5))
+    bone = pair(uniform(10, 18), longus_z + 12, uniform(10, 14), uniform(7, 9))
+    gullet_x, gullet_z = trachea_r + uniform(0, 3), trachea_z + 0.8 * trachea_r
+    oesophagus = view.ellipse(gullet_x, gullet_z, uniform(3.5, 5.5), uniform(2.5, 3.8))
+
+    surface = view.depth - np.float32(muscle_z) + 0.5 * view.noise(8)
+    others = [trachea + 0.3, carotid + 1, jugular + 1, oesophagus + 0.5, longus + 0.5, 2.5 - surface]
+    gland = np.minimum(np.maximum(lobe, isthmus), -np.maximum.reduce(others))
+    return Neck(surface, trachea, gland, carotid, jugular, oesophagus, sternomastoid, longus, bone)
+
+
+def paint_neck(medium: Medium, view: View, neck: Neck, gland: Array) -> None:
+    """Fill the organs with tissue, from the background up."""
+    uniform = view.rng.uniform
+    fibres = 4 * view.noise(0.35, 4)
+    medium.echo[:] += 3 * view.noise(0.7, 3) + uniform(-3, 2)
+    strap = np.float32(uniform(3, 6.5))
+    medium.fill((neck.surface > 0) & (neck.surface < strap), MUSCLE, fibres)
+    for fascia in (0, strap * uniform(0.4, 0.6), strap):
+        medium.fill(np.abs(neck.surface - np.float32(fascia)) < 0.22, FASCIA, 3 * view.noise(3))
+    for muscle in (neck.sternomastoid, neck.longus):
+        medium.fill((muscle > -0.3) & (neck.surface > 0), FASCIA, 5 * view.noise(2.5))
+        medium.fill((muscle > 0) & (neck.surface > 0), MUSCLE, fibres + uniform(-2, 2))
+    medium.fill(neck.bone > 0, BONE)
+
+    medium.fill(neck.surface < 0, FAT, 3 * view.noise(1.5, 3) + 9 * (view.noise(0.5, 5) > 1.3))
+    medium.fill(view.depth < uniform(0.8, 1.8), SKIN)
+    medium.fill((gland > -0.3) & (gland < 0), FASCIA, 5 * view.noise(2))
+    patchiness = uniform(2, 4) if view.rng.random() < 0.25 else uniform(0.3, 1.2)  # thyroiditis is patchy
+    medium.fill(gland > 0, GLAND, patchiness * view.noise(2.5) + uniform(-1, 1))
+
+    medium.fill(neck.trachea > 0, CARTILAGE)
+    medium.fill(neck.trachea > 1.3, MUCOSA)
+    rings = 5 * np.cos(2 * np.pi * neck.trachea / uniform(0.9, 1.6))
+    medium.fill(neck.trachea > 1.7, AIR, rings)
+    medium.fill(neck.vessels > -0.4, VESSEL_WALL, 3 * view.noise(2))
+    medium.fill(neck.vessels > 0, BLOOD)
+    medium.fill(neck.oesophagus > 0, MUSCLE)
+    medium.fill(neck.oesophagus > 1.4, MUCOSA, 4 * view.noise(0.5))
+
+
+# ---------------------------------------------------------------------------------- nodules and look-alikes
+
+
+def random_spot(view: View, room: Array, clearance: float) -> tuple[float, float]:
+    """A random position (x, z) in mm within the room, this far (mm) from its border where it is so wide."""
+    distance = cv2.distanceTransform(np.pad(room, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1] * view.px
+    spot = view.rng.choice(np.flatnonzero(distance >= min(clearance, 0.9 * distance.max())))
+    return float(view.x.flat[spot]), float(view.z.flat[spot])
+
+
+def random_lump(view: View, room: Array, area: float, clearance: float, roughness: float) -> Array:
+    """Outline of a roundish body of this area (mm^2) in the room: depth under the outline in mm.
+
+    Its centre keeps clearance * radius from the border of the room; roughness is a fraction of the radius.
+    """
+    radius = np.sqrt(area / np.pi)
+    elongation = np.sqrt(view.rng.uniform(0.85, 1.7))
+    x, z = random_spot(view, room, clearance * radius)
+    lump = view.ellipse(x, z, radius * elongation, radius / elongation, view.rng.normal(0, 0.3))
+    return lump + np.float32(roughness * radius) * view.noise(0.6 * radius)
+
+
+def paint_nodule(
+    medium: Medium, view: View, margin: Array, kind: str, calcifications: tuple[float, ...] = (0.6, 0.25, 0.15)
+) -> str:
+    """Fill the outline with a nodule of this kind and random features; returns both in words.
+
+    calcifications: how often each sort occurs where there are any.
+    """
+    rng = view.rng
+    radius = float(margin.max())
+    echo = rng.uniform(*NODULE_KINDS[kind][:2])
+    features = [kind]
+    if kind == "isoechoic" or (kind not in ("hypoechoic", "cystic") and rng.random() < 0.4):
+        features.append("halo")
+        halo = np.abs(margin) < rng.uniform(0.3, 0.6)
+        medium.fill(halo * rng.uniform(0.7, 1), Tissue(rng.uniform(-14, -8), 0.6, 1.63))
+    blur = rng.uniform(0.05, 0.5)
+    inside = np.clip(margin / blur, 0, 1)
+    solid = Tissue(echo, rng.uniform(0.4, 0.75), rng.uniform(1.61, 1.65))
+    texture = rng.uniform(0.5, 2) * view.noise(1.5)
+    medium.fill(margin > 0.3 if "halo" in features else inside, solid, texture)
+    if kind == "cystic":
+        medium.fill(margin > 0.4, FLUID)
+    elif kind == "mixed":
+        medium.fill((margin > 0.6) & (view.noise(0.5 * radius) > rng.uniform(-0.6, 0.5)), FLUID)
+    elif kind == "spongiform":
+        medium.fill((margin > 0.4) & (view.noise(0.8) > 0.5), FLUID._replace(echo=-16))
+    elif rng.random() < 0.45:
+        features.append(str(rng.choice(CALCIFICATIONS, p=calcifications)))
+        calcify(medium, view, margin, features[-1])
+    return " + ".join(features)
+
+
+def calcify(medium: Medium, view: View, margin: Array, feature: str) -> None:
+    """Add calcifications; those thick enough to stop the sound cast a shadow."""
+    rng = view.rng
+    core = margin > 0.3 * margin.max()
+    if feature == "microcalcifications":
+        spots = rng.choice(np.flatnonzero(core), rng.integers(4, 16))
+        dots = np.zeros(core.shape, np.float32)
+        dots.flat[spots] = 1
+        medium.fill(cv2.dilate(dots, np.ones((2, 2))) > 0, MICROCALCIFICATION)
+    elif feature == "macrocalcification":
+        x, z = random_spot(view, core, 1.5)
+        medium.fill(view.ellipse(x, z, rng.uniform(1, 2.2), rng.uniform(0.6, 1.1)) > 0, CALCIFICATION)
+    else:
+        rim = np.abs(margin - 0.3) < 0.3
+        medium.fill(rim & (view.noise(4) > -0.5), CALCIFICATION._replace(attenuation=5))
+
+
+def paint_lookalike(medium: Medium, view: View, margin: Array, kind: str) -> None:
+    """Fill the outline with a structure that resembles a nodule."""
+    rng = view.rng
+    if kind == "vessel":
+        medium.fill(margin > -0.3, VESSEL_WALL)
+        medium.fill(margin > 0, BLOOD)
+    elif kind == "muscle bundle":
+        medium.fill(margin > -0.3, FASCIA)
+        medium.fill(margin > 0, MUSCLE, 3 * view.noise(0.4, 3))
+    else:  # without a hilum, a node looks like a nodule
+        paint_nodule(medium, view, margin, "hypoechoic" if rng.random() < 0.85 else "mixed", (1, 0, 0))
+        if kind == "lymph node":
+            hilum = margin > rng.uniform(0.5, 0.7) * margin.max()
+            medium.fill(hilum, Tissue(rng.uniform(1, 6), 0.6, 1.6), 3 * view.noise(0.6, 1.5))
+
+
+def main_parts(mask: Array, fraction: float = 1) -> Array:
+    """The connected parts that have at least this fraction of the area of the largest."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    areas[0] = 0  # the background
+    return (areas >= max(1, fraction * areas.max()))[labels]
+
+
+def random_areas(view: View, count: int) -> Array:
+    """Areas in mm^2: log-normal about 5 % of the image, at most 20 %; smaller when several."""
+    fraction = np.exp(view.rng.normal(np.log(0.05), 0.6, count)) / max(1, count) ** 0.5
+    return np.clip(fraction, 1.3 * SMALLEST, 0.2) * view.depth.size * view.px**2
+
+
+def place_nodules(view: View, neck: Neck, count: int) -> tuple[list[Array], Array]:
+    """Outlines of up to this many nodules, as there is room, and of the gland, which large ones distend."""
+    shadow = np.logical_or.accumulate(neck.trachea > -0.5, axis=0)  # nobody could outline a gland in there
+    airway = np.where(shadow, 1, neck.trachea + 0.5)
+    barrier = np.maximum.reduce([airway, neck.vessels + 0.7, 1 - neck.surface])
+    gland = np.minimum(neck.gland, -barrier)
+    gland = np.where(main_parts(gland > -0.5, 0.15), gland, FAR)
+    lumps: list[Array] = []
+    for area in random_areas(view, count):
+        room = (gland > 0) & (barrier < 0)
+        if not room.any():
+            break
+        lump = random_lump(view, room, area, 0.6, view.rng.choice([0.03, 0.08, 0.16]))
+        lump = np.minimum(lump, -barrier)
+        lump = np.where(main_parts(lump > -0.3), lump, FAR)
+        gland = np.maximum(gland, np.minimum(lump + 0.7, -barrier + 0.2))
+        barrier = np.maximum(barrier, lump + 0.8)
+        lumps.append(lump)
+    return lumps, gland
+
+
+def add_lookalikes(medium: Medium, view: View, neck: Neck, gland: Array) -> tuple[list[str], Array]:
+    """Paint one to three look-alikes outside the gland.
+
+    Returns their kinds, and where they are together with the great vessels and the oesophagus.
+    """
+    rng = view.rng
+    lookalike = (neck.vessels > 0) | (neck.oesophagus > 0)
+    organs = np.maximum.reduce([neck.trachea, neck.vessels, neck.oesophagus, neck.bone])
+    shadow = np.logical_or.accumulate(np.maximum(neck.trachea, neck.bone) > 0, axis=0)
+    free = (neck.surface > 1) & (gland < -0.5) & (organs < -0.5) & ~shadow
+    kinds: list[str] = []
+    for area in random_areas(view, int(rng.integers(1, 4))):
+        if not free.any():
+            break
+        kinds.append(str(rng.choice(LOOKALIKES, p=[0.3, 0.45, 0.15, 0.1])))
+        largest = 30 if kinds[-1] == "vessel" else 150
+        lump = random_lump(view, free, min(0.7 * area, largest), 1, rng.choice([0.02, 0.08]))
+        lump = np.where(main_parts(free & (lump > -0.5)), lump, FAR)
+        paint_lookalike(medium, view, lump, kinds[-1])
+        lookalike |= lump > 0
+        free &= lump < -1
+    return kinds, lookalike & (gland <= 0)
+
+
+def random_anatomy(rng: np.random.Generator, nodules: int) -> tuple[View, Neck, list[Array], Array]:
+    """A view, its organs, the outlines of its nodules and of the gland, drawn until all are in sight."""
+    while True:
+        view = View.random(rng)
+        neck = random_neck(view)
+        lumps, gland = place_nodules(view, neck, nodules)
+        seen = [(lump > 0).mean() >= SMALLEST for lump in lumps]
+        if len(seen) == nodules and all(seen) and (gland > 0).mean() > 5 * SMALLEST:
+            return view, neck, lumps, gland
+
+
+def scan(rng: np.random.Generator, nodules: int) -> Scan:
+    """One synthetic frame of a random neck with this many nodules (one to three fit any gland)."""
+    scanner = Scanner.random(rng)
+    view, neck, lumps, gland = random_anatomy(rng, nodules)
+    medium = Medium.uniform(gland.shape, CONNECTIVE)
+    paint_neck(medium, view, neck, gland)
+    odds = [share for *_, share in NODULE_KINDS.values()]
+    kinds = [str(kind) for kind in rng.choice(list(NODULE_KINDS), nodules, p=odds)]
+    described = [paint_nodule(medium, view, lump, kind) for lump, kind in zip(lumps, kinds, strict=True)]
+    lookalikes, lookalike = add_lookalikes(medium, view, neck, gland)
+    image = log_compress(envelope(*vars(medium).values(), scanner, view.px, rng), scanner)
+    nodule = np.maximum.reduce([np.full(gland.shape, FAR), *lumps]) > 0
+    return Scan(image, gland > 0, nodule, lookalike, described, lookalikes)
+
+
+# ------------------------------------------------------------------------------------------------- on disk
+
+
+def _write_image(root: Path, seed: int, job: tuple[str, int]) -> dict:
+    """Generate and write one image with its masks; returns what phantom.json tells about it."""
+    split, index = job
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    count = rng.choice(2, p=[0.75, 0.25]) if split == "gland" else rng.choice([1, 2, 3], p=[0.85, 0.11, 0.04])
+    frame = scan(rng, int(count))
+    if split == "gland":
+        folders = ("tg3k/thyroid-image", "tg3k/thyroid-mask", "analysis/gland-nodule")
+        pictures = (frame.image, frame.gland, frame.nodule)
+    else:
+        folders = (f"tn3k/{split}-image", f"tn3k/{split}-mask", f"analysis/{split}-gland")
+        pictures = (frame.image, frame.nodule, frame.gland)
+    for name, picture in zip(folders, pictures, strict=True):
+        path = root / name / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey = picture if picture.dtype == np.uint8 else picture.astype(np.uint8) * 255
+        if not cv2.imwrite(str(path), grey):
+            raise OSError(f"could not write {path}")
+    return {"split": split, "index": index, "nodules": frame.nodules, "lookalikes": len(frame.lookalikes)}
+
+
+def _write_lists(folder: Path, trainval: int, gland: int) -> None:
+    """The index lists of the cross-validation folds of TN3K and of the one split of TG3K."""
+    for fold in range(FOLDS):
+        train = [i for i in range(trainval) if i % FOLDS != fold]
+        lists = {"train": train, "val": list(range(fold, trainval, FOLDS))}
+        (folder / f"tn3k/tn3k-trainval-fold{fold}.json").write_text(json.dumps(lists))
+    cut = gland * 9 // 10
+    lists = {"train": list(range(cut)), "val": list(range(cut, gland))}
+    (folder / "tg3k/tg3k-trainval.json").write_text(json.dumps(lists))
+
+
+def _description(root: Path | str) -> dict | None:
+    """The contents of phantom.json, None where there is no phantom set of any version."""
+    try:
+        description = json.loads((Path(root) / "phantom.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return description if isinstance(description, dict) and description.get("format") == FORMAT else None
+
+
+def is_phantom(root: Path | str) -> bool:
+    """Whether a complete phantom set of this version is there."""
+    description = _description(root)
+    return description is not None and description.get("version") == VERSION
+
+
+@contextmanager
+def _new_folder(root: Path) -> Iterator[Path]:
+    """A temporary folder beside root that becomes root if all goes well, and leaves nothing otherwise."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+        folder = Path(temporary) / root.name
+        folder.mkdir()
+        yield folder
+        if root.exists():
+            shutil.rmtree(root)
+        folder.rename(root)
+
+
+def make_phantom(
+    root: Path | str,
+    trainval: int = 300,
+    test: int = 60,
+    gland: int = 420,
+    seed: int = 1234,
+    progress: bool = True,
+    workers: int = 0,
+) -> None:
+    """Write a whole set to root, replacing an earlier phantom set but no other folder.
+
+    workers: processes to use, 0 for one per processor. An image depends on seed, split and index only.
+    """
+    root = Path(root)
+    if root.exists() and _description(root) is None:
+        raise FileExistsError(f"{root} exists and is not a phantom set: not overwritten")
+    counts = dict(zip(SPLITS, (trainval, test, gland), strict=True))
+    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
+    workers = workers or os.cpu_count() or 1
+    with _new_folder(root) as folder:
+        write = partial(_write_image, folder, seed)
+        bar = partial(tqdm, total=len(jobs), desc="phantom", unit="image", disable=not progress)
+        if workers == 1:
+            images = list(bar(map(write, jobs)))
+        else:
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                images = list(bar(pool.map(write, jobs, chunksize=8)))
+        _write_lists(folder, trainval, gland)
+        description = {"format": FORMAT, "version": VERSION, "seed": seed, "counts": counts, "images": images}
+        (folder / "phantom.json").write_text(json.dumps(description, indent=1))

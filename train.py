@@ -1,0 +1,241 @@
+"""Train a network of the table, by the released recipe unless told otherwise.
+
+python train.py -fold 0 -model_name trfe -dataset TATN -gpu 0
+"""
+
+import argparse
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dataloaders import TEST_OF, TESTING, tasks_to_train, training_samples
+from dataloaders.datasets import EpochSampler, Reader, TrainSet, ValidationSet, collate
+from dataloaders.samples import Sample
+from dataloaders.transforms import denormalise
+from model import create_model, network, restore, transfer
+from utils.device import Compute, choose_compute
+from utils.engine import learning_rate, predict, seed_epoch, train_one_epoch, validate
+from utils.errors import UserError, run_script
+from utils.losses import CRITERIA
+from utils.options import parse_train_args
+from utils.run import Run, pretrained_weights
+from utils.visual import PREDICTED, TRUE, draw_contours, grid
+
+
+def main() -> None:
+    args, checkpoint = parse_train_args()
+    compute = choose_compute(args.gpu, args.precision)
+    tasks = tasks_to_train(args.dataset, args.model_name, network(args.model_name).tasks)
+    reader = Reader(args.input_size, args.mask_rule)
+    items, val_samples = training_samples(args.dataset, tasks, args.data_root, args.fold)
+    if args.check_data:
+        return check_data(args, reader, items, val_samples)
+    reader.check([sample for item in items for sample in item] + val_samples)
+
+    net = build_network(args, tasks, checkpoint)
+    net.to(compute.device, memory_format=torch.channels_last)
+    loader = training_loader(args, items, reader, compute)
+    val_loader = DataLoader(ValidationSet(val_samples, reader), batch_size=16, collate_fn=collate)
+    resumed = args.resume_epoch > 0
+    run = (
+        Run(args.load_path.parent, args.model_name)
+        if resumed
+        else Run.create(args.run_root, args.run_id, args.model_name)
+    )
+    describe(args, run, net, tasks, len(items), len(val_samples), compute)
+    train(args, run, net, loader, val_loader, compute, checkpoint if resumed else None)
+
+
+def train(
+    args: argparse.Namespace,
+    run: Run,
+    net: nn.Module,
+    loader: DataLoader,
+    val_loader: DataLoader,
+    compute: Compute,
+    checkpoint: dict | None,
+) -> None:
+    """All epochs: a step of the schedule where one is due, an epoch of training, validation, the checkpoints."""
+    first, best = (checkpoint["epoch"], checkpoint["best"]) if checkpoint else (0, -1.0)
+    optimizer = new_optimizer(args, net, first)
+    if first % args.update_lr_every:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    run.open_logs(first, first * len(loader))
+    facts = {"model": {"name": args.model_name, "width": args.width, "tasks": list(net.tasks)}, "args": plain(args)}
+    try:
+        for epoch in range(first, args.nepochs):
+            if epoch % args.update_lr_every == 0:
+                optimizer = new_optimizer(args, net, epoch)
+            losses = run_epoch(args, run, net, loader, optimizer, compute, epoch)
+            scores = validate(net, val_loader, compute) if args.use_test else {}
+            improved = scores.get("iou", best) > best
+            best = max(best, scores.get("iou", best))
+
+            facts |= {"epoch": epoch + 1, "best": best}
+            state = {"optimizer": optimizer.state_dict()}
+            run.save("last", net, facts, state)
+            if improved:
+                run.save("best", net, facts, None)
+            if args.save_every and (epoch + 1) % args.save_every == 0:
+                run.save(f"epoch-{epoch + 1}", net, facts, state)
+            log_epoch(args, run, losses, scores, epoch, best, len(loader))
+            if args.use_test:
+                run.log_image(
+                    "validation", validation_grid(net, val_loader.dataset, compute), (epoch + 1) * len(loader)
+                )
+    except (KeyboardInterrupt, UserError):
+        done = facts.get("epoch", first)
+        if done:
+            print(
+                f"\nStopped; {run.checkpoint('last')} holds epoch {done}. Go on with: "
+                f"python train.py -load_path {run.checkpoint('last')}"
+            )
+        raise
+    finally:
+        run.close_logs()
+    which = "best" if run.checkpoint("best").is_file() else "last"
+    print(f"Done. Evaluate with: python eval.py -load_path {run.checkpoint(which)}")
+
+
+def run_epoch(
+    args: argparse.Namespace,
+    run: Run,
+    net: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    compute: Compute,
+    epoch: int,
+) -> dict[str, float]:
+    """One epoch of training with its own random state; answers the mean losses."""
+    loader.sampler.epoch = epoch
+    seed_epoch(args.seed, epoch)
+
+    def on_step(step: int, losses: dict[str, float]) -> None:
+        if (step + 1) % args.log_every == 0:
+            run.log_scalars("batch", losses, epoch * len(loader) + step + 1)
+
+    progress = epoch / args.nepochs
+    return train_one_epoch(
+        net, loader, CRITERIA[args.criterion], optimizer, compute, progress, args.naver_grad, on_step
+    )
+
+
+def build_network(args: argparse.Namespace, tasks: tuple[str, ...], checkpoint: dict | None) -> nn.Module:
+    """A new network, with the weights of -load_path or, as far as they fit, of -pretrain."""
+    torch.manual_seed(args.seed)
+    net = create_model(args.model_name, args.width, tasks)
+    if checkpoint is not None:
+        transfer(restore(checkpoint, args.model_name), net, strict=True)
+    elif (source := pretrained_weights(args)) is not None:
+        copied = transfer(restore(source, None if "model" in source else args.model_name), net)
+        print(f"-pretrain: {copied} of {len(net.state_dict())} tensors from {source['path']}")
+    return net
+
+
+def new_optimizer(args: argparse.Namespace, net: nn.Module, epoch: int) -> torch.optim.Optimizer:
+    """SGD at the epoch's learning rate; the release makes a new one at each step, so that the momentum starts afresh."""
+    lr = learning_rate(args.lr, epoch, args.nepochs, args.update_lr_every)
+    return torch.optim.SGD(net.parameters(), lr=lr, momentum=args.momentum, weight_decay=args.weight_decay)
+
+
+def training_loader(
+    args: argparse.Namespace, items: list[tuple[Sample, ...]], reader: Reader, compute: Compute
+) -> DataLoader:
+    """Batches of training items in an order of each epoch's own; the last incomplete one is dropped."""
+    if len(items) < args.batch_size:
+        raise UserError(f"-batch_size {args.batch_size}: there are only {len(items)} training items.")
+    return DataLoader(
+        TrainSet(items, reader, args.seed),
+        batch_size=args.batch_size,
+        sampler=EpochSampler(len(items), args.seed),
+        collate_fn=collate,
+        drop_last=True,
+        num_workers=args.num_workers,
+        persistent_workers=args.num_workers > 0,
+        pin_memory=compute.device.type == "cuda",
+        # Of its own, so that loading takes nothing from the random state of dropout.
+        generator=torch.Generator(),
+    )
+
+
+def check_data(
+    args: argparse.Namespace, reader: Reader, items: list[tuple[Sample, ...]], val_samples: list[Sample]
+) -> None:
+    """-check_data: read everything, the test images too, and say what there is."""
+    parts = {"training": [sample for item in items for sample in item], "validation": val_samples}
+    if args.dataset in TEST_OF:
+        parts["test"] = TESTING[TEST_OF[args.dataset]](args.data_root)
+    for part, samples in parts.items():
+        reader.check(samples)
+        tasks = [sample.task for sample in samples]
+        counts = ", ".join(f"{tasks.count(task)} {task} images" for task in dict.fromkeys(tasks))
+        print(f"{part}: {counts}, all sound")
+
+
+def describe(
+    args: argparse.Namespace, run: Run, net: nn.Module, tasks: tuple[str, ...], items: int, vals: int, compute: Compute
+) -> None:
+    """Say what is about to happen, on the terminal and in args.json."""
+    what = "pairs" if len(tasks) > 1 else "images"
+    parameters = sum(p.numel() for p in net.parameters())
+    print(f"{args.model_name} (width {args.width}, {parameters / 1e6:.2f} M parameters) learns {' and '.join(tasks)}s")
+    print(
+        f"{args.dataset} fold {args.fold}: {items} training {what}, {vals} validation images, "
+        f"{args.input_size} x {args.input_size}, mask rule {args.mask_rule}"
+    )
+    print(
+        f"SGD: lr {args.lr:g}, momentum {args.momentum:g}, weight decay {args.weight_decay:g}; {args.criterion} loss; "
+        f"batches of {args.batch_size} {what}; {args.nepochs} epochs"
+    )
+    print(f"{compute}; everything is written to {run.folder}", flush=True)
+    run.describe(plain(args), parameters=parameters, device=compute.name, bf16=compute.bf16, seed=args.seed)
+
+
+def log_epoch(
+    args: argparse.Namespace,
+    run: Run,
+    losses: dict[str, float],
+    scores: dict[str, float],
+    epoch: int,
+    best: float,
+    steps: int,
+) -> None:
+    """A line on the terminal, a row in log.csv, scalars in TensorBoard."""
+    lr = learning_rate(args.lr, epoch, args.nepochs, args.update_lr_every)
+    val = {f"val_{name}": scores[name] for name in ("iou", "dice") if name in scores}
+    run.log_epoch({"epoch": epoch + 1, "lr": lr, **losses, **val}, (epoch + 1) * steps)
+    text = f"epoch {epoch + 1}/{args.nepochs}  lr {lr:.2e}  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
+    if val:
+        text += f"  | val IoU {val['val_iou']:.4f}  Dice {val['val_dice']:.4f}  best IoU {best:.4f}"
+    print(text, flush=True)
+
+
+def validation_grid(net: nn.Module, dataset: ValidationSet, compute: Compute) -> np.ndarray:
+    """A fixed choice of eight validation images with true and predicted contours."""
+    chosen = np.linspace(0, len(dataset) - 1, min(8, len(dataset))).astype(int)
+    batch = collate([dataset[int(index)] for index in chosen])
+    task = next(iter(batch.masks))
+    outputs, _ = next(predict(net, [(batch.image, None)], compute))
+    outlined = zip(batch.image, batch.masks[task], outputs[task], strict=True)
+    return grid(
+        [
+            draw_contours(denormalise(image), [(mask[0].numpy() > 0, TRUE), (logits[0].numpy() >= 0, PREDICTED)])
+            for image, mask, logits in outlined
+        ]
+    )
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments as values that a checkpoint and a JSON can hold."""
+    return {
+        name: value if isinstance(value, int | float | str | None) else str(value) for name, value in vars(args).items()
+    }
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_script(main)

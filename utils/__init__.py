@@ -1,0 +1,1 @@
+"""Losses, metrics, the training and evaluation loops, run folders and pictures."""

@@ -1,0 +1,211 @@
+"""The command line: flags with the release's names, each in a single- and a double-dash spelling."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataloaders import TESTING, TRAINING
+from dataloaders.samples import MASK_RULES
+from model import list_models, network, read_checkpoint
+from utils.device import PRECISIONS
+from utils.errors import UserError
+from utils.losses import CRITERIA
+from utils.run import find_checkpoint
+
+# The released recipes (README and scripts of the release), by number of tasks: batch size, learning rate.
+# A batch of the two-task networks is 8 nodule images and their 8 gland images.
+RECIPES = {1: (16, 1e-2), 2: (8, 1e-3)}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}\n{self.format_usage()}Try --help.")
+
+
+class _Group:
+    """A titled group of flags; `add("lr", ...)` makes -lr and --lr, whose help shows the default."""
+
+    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
+        self.group = parser.add_argument_group(title)
+
+    def add(self, name: str, **settings: Any) -> None:
+        if settings.get("action") != "store_true" and "%(default)" not in settings["help"]:
+            if settings.get("default") is not None:
+                settings["help"] += " (default: %(default)s)"
+            settings.setdefault("metavar", settings["type"].__name__.upper() if "type" in settings else None)
+        self.group.add_argument(f"-{name}", f"--{name}", **settings)
+
+
+def natural(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return value
+
+
+natural.__name__ = "n"
+
+
+def _new_parser(description: str) -> argparse.ArgumentParser:
+    formatter = lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110)  # noqa: E731
+    return _Parser(description=description, allow_abbrev=False, formatter_class=formatter)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    machine = _Group(parser, "machine")
+    machine.add("gpu", type=str, default="0", help="index of a CUDA device, or cpu; without CUDA the CPU is used")
+    machine.add("precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it at speed")
+    machine.add("num_workers", type=int, default=0, help="processes that load data beside the main one")
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """The flags of train.py."""
+    parser = _new_parser("Train a network; everything it writes is under run/run_<n>/.")
+    recipe = "default: {} for two-task networks, {} for one-task ones, the released recipes"
+    (one_batch, one_lr), (two_batch, two_lr) = RECIPES[1], RECIPES[2]
+
+    model = _Group(parser, "network")
+    model.add("model_name", choices=list_models(), default="trfe", help="the network")
+    model.add("width", type=natural, default=64, help="channels of the first stage; 64 is the paper's")
+    model.add("num_classes", type=int, default=1, help="output maps per task; 1, nodule against the rest")
+    model.add("output_stride", type=int, default=None, help="for DeepLabv3+ only; the U-Nets have none")
+    model.add(
+        "pretrain",
+        type=str,
+        default="None",
+        help="start from another checkpoint's weights as far as they fit: a path, or THYROID for the newest run "
+        "of the same network on TG3K",
+    )
+
+    data = _Group(parser, "data")
+    data.add("dataset", choices=list(TRAINING), default="TATN", help="PHANTOM is synthetic and made on first use")
+    data.add("fold", type=int, default=0, choices=range(5), help="fold of TN3K that validates", metavar="0..4")
+    data.add("data_root", type=Path, default=Path("data"), help="folder that holds tn3k, tg3k, DDTI, phantom")
+    data.add("mask_rule", choices=list(MASK_RULES), default="clean", help="clean: > 127; authors: the release's")
+    data.add("input_size", type=natural, default=224, help="images are resized to this side, a multiple of 16")
+    data.add("check_data", action="store_true", help="read and check every file of the data, then stop")
+
+    training = _Group(parser, "training")
+    training.add("criterion", choices=list(CRITERIA), default="Dice", help="loss")
+    training.add("nepochs", type=natural, default=40, help="epochs")
+    training.add(
+        "batch_size", type=natural, help=f"images, or pairs ({recipe.format(f'{two_batch} pairs', one_batch)})"
+    )
+    training.add("lr", type=float, help=f"learning rate of SGD ({recipe.format(two_lr, one_lr)})")
+    training.add("momentum", type=float, default=0.9, help="momentum of SGD")
+    training.add("weight_decay", type=float, default=5e-4, help="weight decay of SGD")
+    training.add("update_lr_every", type=natural, default=10, help="epochs between steps of the learning rate")
+    training.add("naver_grad", type=natural, default=1, help="batches whose gradients are averaged for a step")
+    training.add("use_test", type=int, choices=(0, 1), default=1, metavar="0|1", help="validate after every epoch")
+    training.add("seed", type=int, default=1234, help="seed of weights, order, flips and dropout")
+
+    run = _Group(parser, "run folder")
+    run.add("run_root", type=Path, default=Path("run"), help="where run folders are made")
+    run.add("run_id", type=int, default=-1, help="number of the run folder; -1: the next free one")
+    run.add(
+        "load_path",
+        type=Path,
+        help="go on exactly from a <model>_last.pth, or start a new run with the weights of any other checkpoint",
+    )
+    run.add("resume_epoch", type=int, default=0, help="go on after this many epochs of run -run_id (-1: the newest)")
+    run.add("save_every", type=int, default=10, help="epochs between kept checkpoints <model>_epoch-<n>.pth; 0: none")
+    run.add("log_every", type=natural, default=40, help="batches between training losses in TensorBoard")
+    _add_machine(parser)
+    return parser
+
+
+# What a resumed run keeps from its beginning: with another value it would not be the same run.
+_KEPT = ("model_name", "width", "dataset", "fold", "mask_rule", "input_size", "criterion", "batch_size", "seed")
+
+
+def parse_train_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict | None]:
+    """(arguments, the checkpoint to start from or None).
+
+    A run that is resumed brings its own arguments, those given now count over them; `resume_epoch` is then the
+    number of epochs done and `load_path` the checkpoint. UserError for what cannot work.
+    """
+    parser = train_parser()
+    args = parser.parse_args(argv)
+    if args.resume_epoch:
+        args.load_path = find_checkpoint(args.run_root, args.run_id, args.model_name, args.resume_epoch)
+    if args.load_path is None:
+        return _complete(args), None
+    checkpoint = read_checkpoint(args.load_path)
+    if "optimizer" not in checkpoint:
+        return _complete(args), checkpoint
+    return _complete(_resumed(parser, argv, args, checkpoint)), checkpoint
+
+
+def _resumed(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, args: argparse.Namespace, checkpoint: dict
+) -> argparse.Namespace:
+    """The arguments of a run that goes on."""
+    path, done, before = args.load_path, checkpoint["epoch"], checkpoint["args"]
+    if args.resume_epoch not in (0, done):
+        raise UserError(
+            f"-resume_epoch {args.resume_epoch}: {path} holds epoch {done}; only epochs that -save_every "
+            f"kept and the last can be gone on from."
+        )
+    parser.set_defaults(**{name: value for name, value in before.items() if name not in ("load_path", "resume_epoch")})
+    args = parser.parse_args(argv)
+    args.load_path, args.resume_epoch = path, done
+    changed = [name for name in _KEPT if getattr(args, name) != before[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"-{name} {getattr(args, name)}: the run of {path} has {name} {before[name]}, and going on means "
+            f"keeping it. Start a new run, or leave the flag out."
+        )
+    if done >= args.nepochs:
+        raise UserError(
+            f"{path} has all its {done} epochs. Give a larger -nepochs to go on, or evaluate it with eval.py."
+        )
+    return args
+
+
+def _complete(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in the recipe's defaults and refuse what cannot work."""
+    batch_size, lr = RECIPES[len(network(args.model_name).tasks)]
+    args.batch_size = args.batch_size or batch_size
+    args.lr = lr if args.lr is None else args.lr
+    args.data_root, args.run_root = Path(args.data_root), Path(args.run_root)
+    if args.num_classes != 1:
+        raise UserError(
+            f"-num_classes {args.num_classes}: each task has one map, nodule or gland against the rest; use 1."
+        )
+    if args.output_stride is not None:
+        print(f"-output_stride {args.output_stride}: {args.model_name} has no output stride to set, ignored.")
+    check_input_size(args.input_size, args.model_name)
+    return args
+
+
+def check_input_size(size: int, model_name: str) -> None:
+    """UserError unless the network takes images of this side."""
+    stride = network(model_name).stride
+    if size % stride:
+        good = max(stride, round(size / stride) * stride)
+        raise UserError(f"-input_size {size}: {model_name} takes multiples of {stride}, for example {good}.")
+
+
+def eval_parser() -> argparse.ArgumentParser:
+    """The flags of eval.py."""
+    parser = _new_parser("Evaluate a checkpoint on test images under both protocols.")
+    what = _Group(parser, "what")
+    what.add("load_path", type=Path, required=True, help="the checkpoint")
+    what.add("model_name", choices=list_models(), help="only for a released checkpoint, which does not know its model")
+    what.add("test_dataset", choices=list(TESTING), help="default: the test images of the data it was trained on")
+    what.add("data_root", type=Path, help="folder that holds the data (default: the one it was trained with, or data)")
+    what.add(
+        "fold",
+        type=int,
+        choices=range(5),
+        metavar="0..4",
+        help="fold of the training, for the summary (default: as the checkpoint says)",
+    )
+    what.add("input_size", type=natural, help="default: the one it was trained with, or 224")
+    what.add("save_dir", type=Path, help="default: eval-<dataset> beside the checkpoint")
+    what.add("batch_size", type=natural, default=8, help="images at a time")
+    _add_machine(parser)
+    return parser
