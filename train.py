@@ -137,7 +137,7 @@ def build_network(args: argparse.Namespace, tasks: tuple[str, ...], checkpoint: 
 
 
 def new_optimizer(args: argparse.Namespace, net: nn.Module, epoch: int) -> torch.optim.Optimizer:
-    """SGD at the epoch's learning rate; the release makes a new one at each step, so that the momentum starts afresh."""
+    """SGD at the epoch's rate; the release makes a new one at each step of it, so that the momentum starts afresh."""
     lr = learning_rate(args.lr, epoch, args.nepochs, args.update_lr_every)
     return torch.optim.SGD(net.parameters(), lr=lr, momentum=args.momentum, weight_decay=args.weight_decay)
 

@@ -51,9 +51,9 @@ TRAINING: dict[str, TrainingData] = {
 }
 
 TESTING: dict[str, Callable[[Path], list[Sample]]] = {
-    "TN3K": lambda root: tn3k.test(root / "tn3k"),
-    "DDTI": lambda root: ddti.test(root / "DDTI"),
-    "PHANTOM": lambda root: tn3k.test(_phantom(root) / "tn3k", "PHANTOM"),
+    "TN3K": lambda root: tn3k.evaluation(root / "tn3k"),
+    "DDTI": lambda root: ddti.evaluation(root / "DDTI"),
+    "PHANTOM": lambda root: tn3k.evaluation(_phantom(root) / "tn3k", "PHANTOM"),
 }
 
 # The test images that belong to each training set (TG3K has none).

@@ -160,7 +160,7 @@ class EpochSampler(TorchSampler):
         return ((self.epoch, int(index)) for index in order)
 
 
-class TestImage(NamedTuple):
+class EvalImage(NamedTuple):
     """An image to be tested: `image` (3, S, S) for the network, `native` (H, W, 3) and `mask` (H, W) as on disk."""
 
     sample: Sample
@@ -169,7 +169,7 @@ class TestImage(NamedTuple):
     mask: np.ndarray
 
 
-class TestSet(Dataset):
+class EvalSet(Dataset):
     """Test images at native size beside the network's input. The mask stays raw: each protocol has its own rule."""
 
     def __init__(self, samples: Sequence[Sample], size: int) -> None:
@@ -178,6 +178,6 @@ class TestSet(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> TestImage:
+    def __getitem__(self, index: int) -> EvalImage:
         native, mask = self.samples[index].read()
-        return TestImage(self.samples[index], normalise(resize_image(native, self.size)), native, mask)
+        return EvalImage(self.samples[index], normalise(resize_image(native, self.size)), native, mask)

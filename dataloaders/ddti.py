@@ -8,6 +8,6 @@ from pathlib import Path
 from .samples import Sample, list_samples
 
 
-def test(root: Path) -> list[Sample]:
+def evaluation(root: Path) -> list[Sample]:
     """All samples; `root` is the folder DDTI."""
     return list_samples(root / "image", root / "mask", "nodule", "DDTI")

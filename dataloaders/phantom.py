@@ -36,6 +36,7 @@ SPLITS = ("trainval", "test", "gland")
 FOLDS = 5
 SOUND_SPEED = 1.54  # mm/us in soft tissue
 SMALLEST = 0.01  # of the image, the area of a nodule
+SPECULAR = 25  # amplitude of a perfect reflector relative to the scatterers of a pixel of gland
 FAR = np.float32(-99)  # mm: depth under the outline of a thing that is nowhere near
 
 Array = np.ndarray
@@ -68,9 +69,9 @@ AIR = Tissue(9, 4.5, 0.0004)
 
 # Echogenicity of the solid part of a nodule, dB relative to the gland, and how often each kind occurs.
 NODULE_KINDS: dict[str, tuple[float, float, float]] = {
-    "hypoechoic": (-11, -3.5, 0.46),
-    "isoechoic": (-2, 1.5, 0.16),
-    "hyperechoic": (3, 6, 0.08),
+    "hypoechoic": (-12, -5, 0.5),
+    "isoechoic": (-2, 1.5, 0.12),
+    "hyperechoic": (4, 7, 0.08),
     "mixed": (-7, 1, 0.12),
     "spongiform": (-3, 2, 0.06),
     "cystic": (-6, 0, 0.12),
@@ -161,13 +162,13 @@ def path_loss(attenuation: Array, scanner: Scanner, px: float) -> Array:
 def envelope(
     echo: Array, attenuation: Array, impedance: Array, scanner: Scanner, px: float, rng: np.random.Generator
 ) -> Array:
-    """Detected echo amplitude after TGC, relative to the mean-square amplitude of unattenuated gland.
+    """Detected echo amplitude after TGC, relative to the root-mean-square amplitude of unattenuated gland.
 
     A single look at many scatterers per resolution cell is fully developed speckle: the amplitude is Rayleigh
     distributed, with a mean of 1.91 times its standard deviation (Burckhardt 1978, Wagner et al. 1983).
     """
     amplitude = 10 ** (echo / 20)
-    specular = 25 * interfaces(impedance)
+    specular = SPECULAR * interfaces(impedance)
     loss = 10 ** (-path_loss(attenuation, scanner, px) / 20)
     depth = np.arange(len(echo), dtype=np.float32)[:, None] * px
     tgc = 10 ** (2 * scanner.tgc * scanner.frequency * depth / 10 / 20)
@@ -216,7 +217,7 @@ class View:
         cos, sin = math.cos(tilt), math.sin(tilt)
         x = across * cos + (depth - pivot) * sin + probe
         z = (depth - pivot) * cos - across * sin + pivot
-        shift_x, shift_z = (1.2 * flat.noise(22) + 0.15 * flat.noise(4) for _ in range(2))
+        shift_x, shift_z = (flat.noise(22) + 0.15 * flat.noise(4) for _ in range(2))
         return cls(x + shift_x, z + shift_z, depth, px, rng)
 
     def noise(self, length_z: float, length_x: float | None = None) -> Array:
@@ -379,7 +380,7 @@ def paint_nodule(
     features = [kind]
     if kind == "isoechoic" or (kind not in ("hypoechoic", "cystic") and rng.random() < 0.4):
         features.append("halo")
-        halo = np.abs(margin) < rng.uniform(0.3, 0.6)
+        halo = np.abs(margin) < rng.uniform(0.4, 0.7)
         medium.fill(halo * rng.uniform(0.7, 1), Tissue(rng.uniform(-14, -8), 0.6, 1.63))
     blur = rng.uniform(0.05, 0.5)
     inside = np.clip(margin / blur, 0, 1)
@@ -432,8 +433,10 @@ def paint_lookalike(medium: Medium, view: View, margin: Array, kind: str) -> Non
 
 
 def main_parts(mask: Array, fraction: float = 1) -> Array:
-    """The connected parts that have at least this fraction of the area of the largest."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    """The connected parts with at least this fraction of the area of the largest, rid of threads and spikes."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA]
     areas[0] = 0  # the background
     return (areas >= max(1, fraction * areas.max()))[labels]
@@ -457,7 +460,7 @@ def place_nodules(view: View, neck: Neck, count: int) -> tuple[list[Array], Arra
         room = (gland > 0) & (barrier < 0)
         if not room.any():
             break
-        lump = random_lump(view, room, area, 0.6, view.rng.choice([0.03, 0.08, 0.16]))
+        lump = random_lump(view, room, area, 0.6, view.rng.choice([0.02, 0.06, 0.12]))
         lump = np.minimum(lump, -barrier)
         lump = np.where(main_parts(lump > -0.3), lump, FAR)
         gland = np.maximum(gland, np.minimum(lump + 0.7, -barrier + 0.2))
@@ -467,7 +470,7 @@ def place_nodules(view: View, neck: Neck, count: int) -> tuple[list[Array], Arra
 
 
 def add_lookalikes(medium: Medium, view: View, neck: Neck, gland: Array) -> tuple[list[str], Array]:
-    """Paint one to three look-alikes outside the gland.
+    """Paint up to three look-alikes outside the gland.
 
     Returns their kinds, and where they are together with the great vessels and the oesophagus.
     """
@@ -480,13 +483,15 @@ def add_lookalikes(medium: Medium, view: View, neck: Neck, gland: Array) -> tupl
     for area in random_areas(view, int(rng.integers(1, 4))):
         if not free.any():
             break
-        kinds.append(str(rng.choice(LOOKALIKES, p=[0.3, 0.45, 0.15, 0.1])))
-        largest = 30 if kinds[-1] == "vessel" else 150
+        kind = str(rng.choice(LOOKALIKES, p=[0.3, 0.45, 0.15, 0.1]))
+        largest = 30 if kind == "vessel" else 150
         lump = random_lump(view, free, min(0.7 * area, largest), 1, rng.choice([0.02, 0.08]))
         lump = np.where(main_parts(free & (lump > -0.5)), lump, FAR)
-        paint_lookalike(medium, view, lump, kinds[-1])
-        lookalike |= lump > 0
-        free &= lump < -1
+        if (lump > 0).any():  # not squeezed to nothing between the organs
+            paint_lookalike(medium, view, lump, kind)
+            kinds.append(kind)
+            lookalike |= lump > 0
+            free &= lump < -1
     return kinds, lookalike & (gland <= 0)
 
 

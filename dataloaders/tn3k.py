@@ -15,6 +15,6 @@ def trainval(root: Path, fold: int, source: str = "TN3K") -> tuple[list[Sample],
     return [samples[i] for i in split["train"]], [samples[i] for i in split["val"]]
 
 
-def test(root: Path, source: str = "TN3K") -> list[Sample]:
+def evaluation(root: Path, source: str = "TN3K") -> list[Sample]:
     """The samples of the test set; `root` is the folder tn3k."""
     return list_samples(root / "test-image", root / "test-mask", "nodule", source)

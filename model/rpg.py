@@ -88,7 +88,7 @@ class JointFeatureGuide(Guide):
 
 
 class GlandAttention(nn.Module):
-    """a = a_w * a_h from z = cat[x, G]: attention along the height and along the width, (B, 2c, H, W) -> (B, c, H, W)."""
+    """a = a_w * a_h from z = cat[x, G]: attention along height and width, (B, 2c, H, W) -> (B, c, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -48,12 +49,14 @@ def tint(colour: str, strength: float) -> tuple[float, ...]:
     return tuple(1 - strength * (1 - channel) for channel in to_rgb(colour))
 
 
-def label(ax: Axes, at: Point, text: str, colour: str = INK, size: float = SMALL, **style) -> None:
+def label(ax: Axes, at: Point, text: str, colour: str = INK, size: float = SMALL, **style: Any) -> None:
     style = {"ha": "center", "va": "center", "linespacing": 1.15} | style
     ax.text(*at, text, color=colour, fontsize=size, **style)
 
 
-def box(ax: Axes, centre: Point, size: Point, text: str = "", colour: str = SHARED, fill: float = 0.0, **style) -> None:
+def box(
+    ax: Axes, centre: Point, size: Point, text: str = "", colour: str = SHARED, fill: float = 0.0, **style: Any
+) -> None:
     """A rounded box with its text in the middle; `fill` is the strength of its colour inside."""
     (x, y), (width, height) = centre, size
     style = {"boxstyle": "round,pad=0,rounding_size=5", "linewidth": 1.1, "zorder": 3} | style
@@ -62,7 +65,7 @@ def box(ax: Axes, centre: Point, size: Point, text: str = "", colour: str = SHAR
     label(ax, centre, text, zorder=4)
 
 
-def arrow(ax: Axes, points: Sequence[Point], colour: str = SHARED, head: bool = True, **style) -> None:
+def arrow(ax: Axes, points: Sequence[Point], colour: str = SHARED, head: bool = True, **style: Any) -> None:
     """A line through the points, with a head at its end."""
     style = {"linewidth": 1.3, "zorder": 2, "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0} | style
     shape = "-|>,head_length=0.5,head_width=0.25" if head else "-"

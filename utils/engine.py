@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataloaders.datasets import Batch, TestImage
+from dataloaders.datasets import Batch, EvalImage
 from utils.device import Compute
 from utils.errors import UserError
 from utils.losses import batch_losses
@@ -110,6 +110,6 @@ def validate(net: nn.Module, loader: DataLoader, compute: Compute) -> dict[str, 
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def test_batches(images: Sequence[TestImage]) -> tuple[Tensor, Sequence[TestImage]]:
+def join_eval_images(images: Sequence[EvalImage]) -> tuple[Tensor, Sequence[EvalImage]]:
     """Join test images for the network; their native sizes differ and stay apart."""
     return torch.stack([image.image for image in images]), images

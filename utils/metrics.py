@@ -38,6 +38,10 @@ def confusion(pred: np.ndarray, mask: np.ndarray) -> Confusion:
     return Confusion(tp, fp, fn, mask.size - tp - fp - fn)
 
 
+# What authors_metrics answers, in the release's order and spelling.
+AUTHORS_METRICS = ("precision", "recall", "specificity", "F1_score", "auc", "acc", "iou", "dice", "mae", "hd")
+
+
 def authors_metrics(prob: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Score one image as the TRFE-Net release does.
 
@@ -92,9 +96,8 @@ def clean_metrics(pred: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     which `summarise_clean` pools.
 
     hd95 is the larger of the two directed 95th percentiles (linear interpolation) of the distance from each
-    boundary pixel to the other boundary. assd is the mean of the two directed mean distances, so that both
-    boundaries weigh the same however long they are (as in MedPy up to 0.4; MedPy 0.5 averages all distances
-    of both directions at once).
+    boundary pixel to the other boundary. assd is the mean over the boundary pixels of both (MedPy from 0.5 on;
+    Metrics Reloaded, Maier-Hein et al., 2024).
 
     A ratio with nothing in its denominator is nan (precision of an empty prediction, recall of an empty
     mask), except that an empty prediction of an empty mask is perfect: iou = dice = 1, hd95 = assd = 0. Where
@@ -183,7 +186,7 @@ def _boundary_distances(pred: np.ndarray, mask: np.ndarray) -> tuple[float, floa
         distance = 0.0 if all(empty) else math.hypot(*mask.shape)
         return distance, distance
     there, back = _directed_distances(_boundary(pred), _boundary(mask))
-    return _percentile95(there, back), float(there.mean() + back.mean()) / 2
+    return _percentile95(there, back), float(np.concatenate([there, back]).mean())
 
 
 def _boundary(region: np.ndarray) -> np.ndarray:

@@ -1,0 +1,80 @@
+"""Evaluate a checkpoint on test images, under the clean and the authors' protocol in one pass.
+
+python eval.py -load_path ./run/run_0/trfe_best.pth
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dataloaders import TEST_OF, TESTING
+from dataloaders.datasets import EvalSet
+from model import network, read_checkpoint, restore
+from utils.device import choose_compute
+from utils.engine import join_eval_images, predict
+from utils.errors import UserError, run_script
+from utils.options import check_input_size, eval_parser
+from utils.report import evaluation_table, score, write_pictures, write_summary
+
+
+def main() -> None:
+    args = eval_parser().parse_args()
+    compute = choose_compute(args.gpu, args.precision)
+    checkpoint = read_checkpoint(args.load_path)
+    net = restore(checkpoint, args.model_name)
+    facts = complete(args, net, checkpoint)
+    samples = TESTING[args.test_dataset](args.data_root)
+    loader = DataLoader(
+        EvalSet(samples, args.input_size),
+        batch_size=args.batch_size,
+        collate_fn=join_eval_images,
+        num_workers=args.num_workers,
+    )
+    net.to(compute.device, memory_format=torch.channels_last)
+
+    rows = []
+    progress = tqdm(loader, desc=f"evaluating on {args.test_dataset}", unit="batch", leave=False)
+    for outputs, images in predict(net, progress, compute):
+        for index, image in enumerate(images):
+            probabilities = {task: torch.sigmoid(outputs[task][index, 0]) for task in net.tasks}
+            row, predicted = score(image, probabilities)
+            write_pictures(args.save_dir, image, predicted, row["iou"])
+            rows.append(row)
+    summary = write_summary(args.save_dir, rows, {**facts, "compute": str(compute)})
+    print(evaluation_table(summary, network(facts["model"]).published))
+    print(f"per_image.csv, summary.json, masks/ and overlays/ are in {args.save_dir}")
+
+
+def complete(args: argparse.Namespace, net: nn.Module, checkpoint: dict) -> dict:
+    """Fill in what the checkpoint knows and make the output folder; answers what a reader of the result must know."""
+    if "nodule" not in net.tasks:
+        raise UserError(f"{args.load_path} has learned {net.tasks[0]}s, but the test images are labelled for nodules.")
+    trained = checkpoint.get("args", {})
+    name = checkpoint["model"]["name"] if "model" in checkpoint else args.model_name
+    args.test_dataset = args.test_dataset or TEST_OF.get(trained.get("dataset"), "TN3K")
+    args.data_root = args.data_root or Path(trained.get("data_root", "data"))
+    args.input_size = args.input_size or trained.get("input_size", 224)
+    args.fold = trained.get("fold") if args.fold is None else args.fold
+    args.save_dir = args.save_dir or args.load_path.parent / f"eval-{args.test_dataset}"
+    check_input_size(args.input_size, name)
+    return {
+        "model": name,
+        "checkpoint": str(args.load_path),
+        "epoch": checkpoint.get("epoch"),
+        "test_dataset": args.test_dataset,
+        "fold": args.fold,
+        "input_size": args.input_size,
+        "training": {
+            key: trained[key] for key in ("dataset", "width", "mask_rule", "seed", "nepochs") if key in trained
+        },
+    }
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_script(main)
