@@ -75,18 +75,21 @@ def train(
             improved = scores.get("iou", best) > best
             best = max(best, scores.get("iou", best))
 
-            facts |= {"epoch": epoch + 1, "best": best}
-            state = {"optimizer": optimizer.state_dict()}
-            run.save("last", net, facts, state)
-            if improved:
-                run.save("best", net, facts, None)
-            if args.save_every and (epoch + 1) % args.save_every == 0:
-                run.save(f"epoch-{epoch + 1}", net, facts, state)
-            log_epoch(args, run, losses, scores, epoch, best, len(loader))
+            row = log_row(args, losses, scores, epoch)
+            run.log_epoch(row, (epoch + 1) * len(loader))
             if args.use_test:
                 run.log_image(
                     "validation", validation_grid(net, val_loader.dataset, compute), (epoch + 1) * len(loader)
                 )
+            facts |= {"epoch": epoch + 1, "best": best}
+            state = {"optimizer": optimizer.state_dict()}
+            if improved:
+                run.save("best", net, facts)
+            if args.save_every and (epoch + 1) % args.save_every == 0:
+                run.save(f"epoch-{epoch + 1}", net, facts | state)
+            # Last of all: from here the epoch counts as done, and whatever was written before can be repeated.
+            run.save("last", net, facts | state)
+            print(epoch_line(args, row, best), flush=True)
     except (KeyboardInterrupt, UserError):
         done = facts.get("epoch", first)
         if done:
@@ -195,23 +198,20 @@ def describe(
     run.describe(plain(args), parameters=parameters, device=compute.name, bf16=compute.bf16, seed=args.seed)
 
 
-def log_epoch(
-    args: argparse.Namespace,
-    run: Run,
-    losses: dict[str, float],
-    scores: dict[str, float],
-    epoch: int,
-    best: float,
-    steps: int,
-) -> None:
-    """A line on the terminal, a row in log.csv, scalars in TensorBoard."""
+def log_row(
+    args: argparse.Namespace, losses: dict[str, float], scores: dict[str, float], epoch: int
+) -> dict[str, float]:
+    """A row of log.csv: epoch counted from 1, learning rate, losses, validation."""
     lr = learning_rate(args.lr, epoch, args.nepochs, args.update_lr_every)
     val = {f"val_{name}": scores[name] for name in ("iou", "dice") if name in scores}
-    run.log_epoch({"epoch": epoch + 1, "lr": lr, **losses, **val}, (epoch + 1) * steps)
-    text = f"epoch {epoch + 1}/{args.nepochs}  lr {lr:.2e}  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
-    if val:
-        text += f"  | val IoU {val['val_iou']:.4f}  Dice {val['val_dice']:.4f}  best IoU {best:.4f}"
-    print(text, flush=True)
+    return {"epoch": epoch + 1, "lr": lr, **losses, **val}
+
+
+def epoch_line(args: argparse.Namespace, row: dict[str, float], best: float) -> str:
+    """The row as a line for the terminal."""
+    values = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in ("epoch", "lr"))
+    line = f"epoch {row['epoch']}/{args.nepochs}  lr {row['lr']:.2e}  {values}"
+    return f"{line}  best {best:.4f}" if args.use_test else line
 
 
 def validation_grid(net: nn.Module, dataset: ValidationSet, compute: Compute) -> np.ndarray:

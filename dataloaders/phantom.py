@@ -1,14 +1,12 @@
 """PHANTOM: synthetic transverse ultrasound of the thyroid, on disk in the layout of TN3K and TG3K.
 
 An image is made in three steps: anatomy (where each tissue of the neck lies, in millimetres), medium (what
-each tissue does to sound) and acquisition (how a linear array shows it). Speckle, shadows, posterior
-enhancement and bright interfaces are not drawn: they follow from the acquisition. The medium also holds
+each tissue does to sound) and acquisition (how a linear array shows it: ultrasound.py). The medium also holds
 look-alikes of nodules outside the gland, which only the context of the gland tells apart from nodules.
 
-Echogenicity is in dB relative to the gland. Sources of the numbers:
-    attenuation, impedance: T. L. Szabo, Diagnostic Ultrasound Imaging, 2nd ed., 2014; ICRU Report 61, 1998
-    speckle: C. B. Burckhardt, IEEE Trans. Sonics Ultrason. 25, 1978; R. F. Wagner et al., ibid. 30, 1983
-Soft tissue attenuates by 0.5 to 0.7 dB/cm/MHz; the echogenicities are set by eye after clinical images.
+Outlines are fields: the depth under the outline of a thing in mm, positive inside it and negative outside.
+Attenuation and impedance: see ultrasound.py; soft tissue attenuates by 0.5 to 0.7 dB/cm/MHz. Echogenicity is
+in dB relative to the gland, set by eye after clinical images.
 """
 
 import json
@@ -17,7 +15,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,30 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-from scipy import fft, ndimage
+from PIL import Image
+from scipy import ndimage
+from scipy.interpolate import BSpline
 from tqdm import tqdm
+
+from .ultrasound import Array, Medium, Scanner, Tissue, envelope, log_compress
 
 FORMAT = "thyroid ultrasound phantom"
 VERSION = 1
 SPLITS = ("trainval", "test", "gland")
 FOLDS = 5
-SOUND_SPEED = 1.54  # mm/us in soft tissue
 SMALLEST = 0.01  # of the image, the area of a nodule
-SPECULAR = 25  # amplitude of a perfect reflector relative to the scatterers of a pixel of gland
 FAR = np.float32(-99)  # mm: depth under the outline of a thing that is nowhere near
-
-Array = np.ndarray
-
-
-class Tissue(NamedTuple):
-    """What a tissue does to sound."""
-
-    echo: float  # echogenicity, dB relative to the gland
-    attenuation: float  # one way, dB/cm/MHz
-    impedance: float  # MRayl
-
 
 GLAND = Tissue(0, 0.55, 1.63)
 CONNECTIVE = Tissue(-3, 0.65, 1.60)
@@ -67,14 +55,20 @@ BONE = Tissue(12, 12, 5.0)
 # No sound passes air; what is seen in the trachea are reverberations that die away within about a centimetre.
 AIR = Tissue(9, 4.5, 0.0004)
 
-# Echogenicity of the solid part of a nodule, dB relative to the gland, and how often each kind occurs.
-NODULE_KINDS: dict[str, tuple[float, float, float]] = {
-    "hypoechoic": (-12, -5, 0.5),
-    "isoechoic": (-2, 1.5, 0.12),
-    "hyperechoic": (4, 7, 0.08),
-    "mixed": (-7, 1, 0.12),
-    "spongiform": (-3, 2, 0.06),
-    "cystic": (-6, 0, 0.12),
+
+class NoduleKind(NamedTuple):
+    echo: tuple[float, float]  # of the solid part: dB relative to the gland
+    share: float  # how often it occurs
+    roughness: float  # at most: how far the outline departs from an ellipse, as a fraction of the radius
+
+
+NODULE_KINDS = {
+    "hypoechoic": NoduleKind((-14, -7), 0.5, 0.12),
+    "isoechoic": NoduleKind((-2, 1.5), 0.12, 0.05),
+    "hyperechoic": NoduleKind((6, 10), 0.08, 0.05),
+    "mixed": NoduleKind((-7, 1), 0.12, 0.08),
+    "spongiform": NoduleKind((-3, 2), 0.06, 0.05),
+    "cystic": NoduleKind((-6, 0), 0.12, 0.03),
 }
 CALCIFICATIONS = ("microcalcifications", "macrocalcification", "rim calcification")
 LOOKALIKES = ("lymph node", "bare lymph node", "muscle bundle", "vessel")
@@ -92,106 +86,13 @@ class Scan:
     lookalikes: list[str] = field(default_factory=list)  # kind of each look-alike placed besides the vessels
 
 
-# ---------------------------------------------------------------------------------------------- acquisition
+# -------------------------------------------------------------------------------------- geometry
 
 
-@dataclass(frozen=True)
-class Scanner:
-    """A linear array and its settings."""
-
-    frequency: float = 8.0  # MHz
-    cycles: float = 3.0  # length of the pulse
-    f_number: float = 2.2
-    focus: float = 18.0  # mm
-    focal_zone: float = 14.0  # mm from the focus to where the beam is sqrt(2) times as wide
-    looks: int = 1  # frames averaged by spatial compounding
-    tgc: float = 0.55  # one-way attenuation that the time-gain compensation assumes, dB/cm/MHz
-    noise: float = -68.0  # electronic noise before TGC, dB relative to the gland at the skin
-    dynamic_range: float = 60.0  # dB
-    gain: float = 0.5  # grey level, 0 to 1, of an unattenuated gland
-
-    @classmethod
-    def random(cls, rng: np.random.Generator) -> "Scanner":
-        return cls(
-            frequency=rng.uniform(6.5, 9.5),
-            cycles=rng.uniform(2, 3.5),
-            f_number=rng.uniform(1.8, 3.2),
-            focus=rng.uniform(12, 26),
-            focal_zone=rng.uniform(9, 18),
-            looks=int(rng.integers(1, 5)),
-            tgc=rng.uniform(0.5, 0.66),
-            noise=rng.uniform(-74, -62),
-            dynamic_range=rng.uniform(52, 72),
-            gain=rng.uniform(0.42, 0.6),
-        )
-
-
-def point_spread(scatterers: Array, scanner: Scanner, px: float) -> Array:
-    """Image the complex scatterers through the complex-envelope PSF, whose lateral width grows off focus.
-
-    The phase of a scatterer stands for its position within a wavelength, so the PSF needs no carrier. It has
-    unit energy at each depth: the mean speckle level does not depend on the resolution.
-    """
-    wavelength = SOUND_SPEED / scanner.frequency
-    fwhm = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in standard deviations
-    axial = scanner.cycles * wavelength / 2 / fwhm / px  # the echo of a pulse is half as long as the pulse
-    depth = np.arange(len(scatterers), dtype=np.float32)[:, None] * px
-    defocus = np.hypot(1, (depth - scanner.focus) / scanner.focal_zone)
-    lateral = scanner.f_number * wavelength / fwhm / px * defocus
-    frequency = fft.fftfreq(scatterers.shape[1]).astype(np.float32)
-    transfer = np.exp(-2 * (np.pi * lateral * frequency) ** 2) * np.sqrt(4 * np.pi * lateral * axial)
-    echo = ndimage.gaussian_filter1d(scatterers, axial, axis=0, mode="nearest")
-    return fft.ifft(fft.fft(echo, axis=1) * transfer, axis=1)
-
-
-def interfaces(impedance: Array) -> Array:
-    """Reflection coefficient of the interfaces, weakened as they turn away from the beam."""
-    log_impedance = np.log(impedance)
-    reflection = np.tanh(np.diff(log_impedance, axis=0, append=log_impedance[-1:]) / 2)
-    smooth = cv2.GaussianBlur(log_impedance, (0, 0), 2)
-    dz, dx = np.gradient(smooth)
-    return reflection * (dz**2 / (dz**2 + dx**2 + 1e-12)) ** 2
-
-
-def path_loss(attenuation: Array, scanner: Scanner, px: float) -> Array:
-    """Two-way attenuation in dB down to each pixel; a shadow has soft sides since the beam has a width."""
-    loss = 2 * scanner.frequency * np.cumsum(attenuation, axis=0) * (px / 10)
-    return cv2.GaussianBlur(loss, (0, 0), sigmaX=0.35 / px, sigmaY=0.1)
-
-
-def envelope(
-    echo: Array, attenuation: Array, impedance: Array, scanner: Scanner, px: float, rng: np.random.Generator
-) -> Array:
-    """Detected echo amplitude after TGC, relative to the root-mean-square amplitude of unattenuated gland.
-
-    A single look at many scatterers per resolution cell is fully developed speckle: the amplitude is Rayleigh
-    distributed, with a mean of 1.91 times its standard deviation (Burckhardt 1978, Wagner et al. 1983).
-    """
-    amplitude = 10 ** (echo / 20)
-    specular = SPECULAR * interfaces(impedance)
-    loss = 10 ** (-path_loss(attenuation, scanner, px) / 20)
-    depth = np.arange(len(echo), dtype=np.float32)[:, None] * px
-    tgc = 10 ** (2 * scanner.tgc * scanner.frequency * depth / 10 / 20)
-    noise = 10 ** (scanner.noise / 20)
-
-    def complex_normal() -> Array:
-        parts = rng.standard_normal((*echo.shape, 2), np.float32) * np.float32(0.5**0.5)
-        return parts.view(np.complex64)[..., 0]
-
-    def look() -> Array:
-        signal = point_spread(amplitude * complex_normal() + specular, scanner, px)
-        return np.abs((signal * loss + noise * complex_normal()) * tgc)
-
-    return sum(look() for _ in range(scanner.looks)) / scanner.looks
-
-
-def log_compress(envelope: Array, scanner: Scanner) -> Array:
-    """8-bit grey levels over the dynamic range."""
-    level = 20 * np.log10(np.maximum(envelope, 1e-6)) / scanner.dynamic_range + scanner.gain
-    return (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
-
-
-# -------------------------------------------------------------------------------------- geometry and medium
+def _splines(count: int, step: float) -> Array:
+    """Cubic B-splines every `step` pixels at each of `count` pixels: a sparse (count, splines) matrix."""
+    position = np.arange(count) / step
+    return BSpline.design_matrix(position, np.arange(-3, int(position[-1]) + 5), 3).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -217,23 +118,26 @@ class View:
         cos, sin = math.cos(tilt), math.sin(tilt)
         x = across * cos + (depth - pivot) * sin + probe
         z = (depth - pivot) * cos - across * sin + pivot
-        shift_x, shift_z = (flat.noise(22) + 0.15 * flat.noise(4) for _ in range(2))
-        return cls(x + shift_x, z + shift_z, depth, px, rng)
+        return cls(x + flat.noise(22), z + flat.noise(22), depth, px, rng)
 
     def noise(self, length_z: float, length_x: float | None = None) -> Array:
-        """Smooth random field of about unit variance with these correlation lengths in mm."""
-        height, width = self.depth.shape
-        cells = (int(height * self.px / length_z) + 4, int(width * self.px / (length_x or length_z)) + 4)
-        coarse = self.rng.standard_normal(cells, np.float32) * np.float32(1.4)
-        return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        """Smooth random field of unit variance that changes over these lengths in mm."""
+        rows, columns = (
+            _splines(count, length / self.px)
+            for count, length in zip(self.depth.shape, (length_z, length_x or length_z), strict=True)
+        )
+        coarse = self.rng.standard_normal((columns.shape[1], rows.shape[1]), np.float32)
+        return np.float32(315 / 151) * (rows @ (columns @ coarse).T)  # 151/315: mean of the sum of squared B-splines
+
+    def inset(self) -> Array:
+        """Distance from the edge of the image in mm."""
+        i, j = (np.minimum(np.arange(count), np.arange(count)[::-1]) * self.px for count in self.depth.shape)
+        return np.minimum(i[:, None], j)
 
     def ellipse(
         self, x: float, z: float, radius_x: float, radius_z: float, tilt: float = 0, paired: bool = False
     ) -> Array:
-        """Depth under the outline of an ellipse (as the view deforms it) in mm, positive inside.
-
-        With paired, its mirror image on the other side of the neck belongs to it.
-        """
+        """An ellipse as the view deforms it; with paired, also its mirror image on the other side of the neck."""
         dx = (np.abs(self.x) if paired else self.x) - np.float32(x)
         dz = self.z - np.float32(z)
         cos, sin = np.float32(math.cos(tilt)), np.float32(math.sin(tilt))
@@ -241,31 +145,12 @@ class View:
         return (1 - np.sqrt(u * u + v * v)) * np.float32(min(radius_x, radius_z))
 
 
-@dataclass(frozen=True)
-class Medium:
-    """Acoustic properties of every pixel."""
-
-    echo: Array
-    attenuation: Array
-    impedance: Array
-
-    @classmethod
-    def uniform(cls, shape: tuple[int, ...], tissue: Tissue) -> "Medium":
-        return cls(*(np.full(shape, value, np.float32) for value in tissue))
-
-    def fill(self, weight: Array, tissue: Tissue, texture: Array | float = 0) -> None:
-        """Put tissue where weight is 1 (or True), a mixture where it is between 0 and 1; texture in dB."""
-        for layer, value in zip((self.echo, self.attenuation, self.impedance), tissue, strict=True):
-            layer += weight * (np.float32(value) - layer)
-        self.echo[:] += weight * texture
-
-
 # -------------------------------------------------------------------------------------------------- anatomy
 
 
 @dataclass(frozen=True)
 class Neck:
-    """Outlines of the organs: depth under the outline in mm, positive inside."""
+    """Outlines of the organs."""
 
     surface: Array  # below the subcutaneous fat
     trachea: Array
@@ -350,13 +235,23 @@ def paint_neck(medium: Medium, view: View, neck: Neck, gland: Array) -> None:
 
 def random_spot(view: View, room: Array, clearance: float) -> tuple[float, float]:
     """A random position (x, z) in mm within the room, this far (mm) from its border where it is so wide."""
-    distance = cv2.distanceTransform(np.pad(room, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1] * view.px
-    spot = view.rng.choice(np.flatnonzero(distance >= min(clearance, 0.9 * distance.max())))
+    room = np.minimum(room, view.inset())
+    spot = view.rng.choice(np.flatnonzero(room >= min(clearance, 0.9 * room.max())))
     return float(view.x.flat[spot]), float(view.z.flat[spot])
 
 
-def random_lump(view: View, room: Array, area: float, clearance: float, roughness: float) -> Array:
-    """Outline of a roundish body of this area (mm^2) in the room: depth under the outline in mm.
+def main_parts(outline: Array, px: float, fraction: float = 1) -> Array:
+    """The connected parts with at least this fraction of the area of the largest; corners and threads smoothed."""
+    outline = ndimage.gaussian_filter(np.maximum(outline, -3), 0.5 / px, mode="nearest", truncate=3)
+    labels, _ = ndimage.label(outline > -0.3)
+    areas = np.bincount(labels.flat)
+    kept = areas >= fraction * areas[1:].max(initial=0)
+    kept[0] = True  # the background
+    return np.where(kept[labels], outline, FAR)
+
+
+def random_lump(view: View, room: Array, bounds: Array, area: float, clearance: float, roughness: float) -> Array:
+    """Outline of a roundish body of this area (mm^2) or of what the bounds leave of it.
 
     Its centre keeps clearance * radius from the border of the room; roughness is a fraction of the radius.
     """
@@ -364,7 +259,8 @@ def random_lump(view: View, room: Array, area: float, clearance: float, roughnes
     elongation = np.sqrt(view.rng.uniform(0.85, 1.7))
     x, z = random_spot(view, room, clearance * radius)
     lump = view.ellipse(x, z, radius * elongation, radius / elongation, view.rng.normal(0, 0.3))
-    return lump + np.float32(roughness * radius) * view.noise(0.6 * radius)
+    lump += np.float32(roughness * radius) * view.noise(0.6 * radius)
+    return np.minimum(main_parts(np.minimum(lump, bounds), view.px), bounds)
 
 
 def paint_nodule(
@@ -432,38 +328,29 @@ def paint_lookalike(medium: Medium, view: View, margin: Array, kind: str) -> Non
             medium.fill(hilum, Tissue(rng.uniform(1, 6), 0.6, 1.6), 3 * view.noise(0.6, 1.5))
 
 
-def main_parts(mask: Array, fraction: float = 1) -> Array:
-    """The connected parts with at least this fraction of the area of the largest, rid of threads and spikes."""
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
-    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disc)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    areas = stats[:, cv2.CC_STAT_AREA]
-    areas[0] = 0  # the background
-    return (areas >= max(1, fraction * areas.max()))[labels]
-
-
 def random_areas(view: View, count: int) -> Array:
     """Areas in mm^2: log-normal about 5 % of the image, at most 20 %; smaller when several."""
     fraction = np.exp(view.rng.normal(np.log(0.05), 0.6, count)) / max(1, count) ** 0.5
     return np.clip(fraction, 1.3 * SMALLEST, 0.2) * view.depth.size * view.px**2
 
 
-def place_nodules(view: View, neck: Neck, count: int) -> tuple[list[Array], Array]:
-    """Outlines of up to this many nodules, as there is room, and of the gland, which large ones distend."""
-    shadow = np.logical_or.accumulate(neck.trachea > -0.5, axis=0)  # nobody could outline a gland in there
-    airway = np.where(shadow, 1, neck.trachea + 0.5)
-    barrier = np.maximum.reduce([airway, neck.vessels + 0.7, 1 - neck.surface])
-    gland = np.minimum(neck.gland, -barrier)
-    gland = np.where(main_parts(gland > -0.5, 0.15), gland, FAR)
+def shadowed(*organs: Array) -> Array:
+    """The organs and all that lies below them in the image, where no sound gets."""
+    return np.maximum.accumulate(np.maximum.reduce(organs), axis=0)
+
+
+def place_nodules(view: View, neck: Neck, kinds: Sequence[str]) -> tuple[list[Array], Array]:
+    """Outlines of these nodules, as far as there is room, and of the gland, which large ones distend."""
+    barrier = np.maximum.reduce([shadowed(neck.trachea) + 0.5, neck.vessels + 0.7, 1 - neck.surface])
+    gland = np.minimum(main_parts(np.minimum(neck.gland, -barrier), view.px, 0.15), -barrier)
     lumps: list[Array] = []
-    for area in random_areas(view, count):
-        room = (gland > 0) & (barrier < 0)
-        if not room.any():
+    for kind, area in zip(kinds, random_areas(view, len(kinds)), strict=True):
+        room = np.minimum(gland, -barrier)
+        if room.max() <= 0:
             break
-        lump = random_lump(view, room, area, 0.6, view.rng.choice([0.02, 0.06, 0.12]))
-        lump = np.minimum(lump, -barrier)
-        lump = np.where(main_parts(lump > -0.3), lump, FAR)
-        gland = np.maximum(gland, np.minimum(lump + 0.7, -barrier + 0.2))
+        roughness = view.rng.uniform(0.02, NODULE_KINDS[kind].roughness)
+        lump = random_lump(view, room, -barrier, area, 0.6, roughness)
+        gland = np.maximum(gland, np.minimum(lump + 0.7, 0.2 - barrier))
         barrier = np.maximum(barrier, lump + 0.8)
         lumps.append(lump)
     return lumps, gland
@@ -476,47 +363,44 @@ def add_lookalikes(medium: Medium, view: View, neck: Neck, gland: Array) -> tupl
     """
     rng = view.rng
     lookalike = (neck.vessels > 0) | (neck.oesophagus > 0)
-    organs = np.maximum.reduce([neck.trachea, neck.vessels, neck.oesophagus, neck.bone])
-    shadow = np.logical_or.accumulate(np.maximum(neck.trachea, neck.bone) > 0, axis=0)
-    free = (neck.surface > 1) & (gland < -0.5) & (organs < -0.5) & ~shadow
+    organs = np.maximum.reduce([shadowed(neck.trachea, neck.bone), neck.vessels, neck.oesophagus, gland])
+    barrier = np.maximum(organs + 0.5, 1 - neck.surface)
     kinds: list[str] = []
     for area in random_areas(view, int(rng.integers(1, 4))):
-        if not free.any():
+        if barrier.min() >= 0:
             break
         kind = str(rng.choice(LOOKALIKES, p=[0.3, 0.45, 0.15, 0.1]))
-        largest = 30 if kind == "vessel" else 150
-        lump = random_lump(view, free, min(0.7 * area, largest), 1, rng.choice([0.02, 0.08]))
-        lump = np.where(main_parts(free & (lump > -0.5)), lump, FAR)
+        largest, roughness = (30, 0.02) if kind == "vessel" else (150, rng.uniform(0.02, 0.08))
+        lump = random_lump(view, -barrier, -barrier, min(0.7 * area, largest), 1, roughness)
         if (lump > 0).any():  # not squeezed to nothing between the organs
             paint_lookalike(medium, view, lump, kind)
             kinds.append(kind)
             lookalike |= lump > 0
-            free &= lump < -1
+            barrier = np.maximum(barrier, lump + 1)
     return kinds, lookalike & (gland <= 0)
 
 
-def random_anatomy(rng: np.random.Generator, nodules: int) -> tuple[View, Neck, list[Array], Array]:
+def random_anatomy(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[View, Neck, list[Array], Array]:
     """A view, its organs, the outlines of its nodules and of the gland, drawn until all are in sight."""
     while True:
         view = View.random(rng)
         neck = random_neck(view)
-        lumps, gland = place_nodules(view, neck, nodules)
+        lumps, gland = place_nodules(view, neck, kinds)
         seen = [(lump > 0).mean() >= SMALLEST for lump in lumps]
-        if len(seen) == nodules and all(seen) and (gland > 0).mean() > 5 * SMALLEST:
+        if len(seen) == len(kinds) and all(seen) and (gland > 0).mean() > 5 * SMALLEST:
             return view, neck, lumps, gland
 
 
 def scan(rng: np.random.Generator, nodules: int) -> Scan:
     """One synthetic frame of a random neck with this many nodules (one to three fit any gland)."""
     scanner = Scanner.random(rng)
-    view, neck, lumps, gland = random_anatomy(rng, nodules)
+    kinds = [str(kind) for kind in rng.choice(list(NODULE_KINDS), nodules, p=[k.share for k in NODULE_KINDS.values()])]
+    view, neck, lumps, gland = random_anatomy(rng, kinds)
     medium = Medium.uniform(gland.shape, CONNECTIVE)
     paint_neck(medium, view, neck, gland)
-    odds = [share for *_, share in NODULE_KINDS.values()]
-    kinds = [str(kind) for kind in rng.choice(list(NODULE_KINDS), nodules, p=odds)]
     described = [paint_nodule(medium, view, lump, kind) for lump, kind in zip(lumps, kinds, strict=True)]
     lookalikes, lookalike = add_lookalikes(medium, view, neck, gland)
-    image = log_compress(envelope(*vars(medium).values(), scanner, view.px, rng), scanner)
+    image = log_compress(envelope(medium, scanner, view.px, rng), scanner)
     nodule = np.maximum.reduce([np.full(gland.shape, FAR), *lumps]) > 0
     return Scan(image, gland > 0, nodule, lookalike, described, lookalikes)
 
@@ -525,7 +409,7 @@ def scan(rng: np.random.Generator, nodules: int) -> Scan:
 
 
 def _write_image(root: Path, seed: int, job: tuple[str, int]) -> dict:
-    """Generate and write one image with its masks; returns what phantom.json tells about it."""
+    """Write one image with its masks; returns what phantom.json tells about it."""
     split, index = job
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     count = rng.choice(2, p=[0.75, 0.25]) if split == "gland" else rng.choice([1, 2, 3], p=[0.85, 0.11, 0.04])
@@ -540,8 +424,7 @@ def _write_image(root: Path, seed: int, job: tuple[str, int]) -> dict:
         path = root / name / f"{index:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grey = picture if picture.dtype == np.uint8 else picture.astype(np.uint8) * 255
-        if not cv2.imwrite(str(path), grey):
-            raise OSError(f"could not write {path}")
+        Image.fromarray(grey).save(path)
     return {"split": split, "index": index, "nodules": frame.nodules, "lookalikes": len(frame.lookalikes)}
 
 
@@ -599,7 +482,9 @@ def make_phantom(
     """
     root = Path(root)
     if root.exists() and _description(root) is None:
-        raise FileExistsError(f"{root} exists and is not a phantom set: not overwritten")
+        raise FileExistsError(
+            f"{root} exists and is not a phantom set, so it is not overwritten. Move or delete it, or choose another place."
+        )
     counts = dict(zip(SPLITS, (trainval, test, gland), strict=True))
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
     workers = workers or os.cpu_count() or 1

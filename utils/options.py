@@ -20,7 +20,7 @@ RECIPES = {1: (16, 1e-2), 2: (8, 1e-3)}
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise UserError(f"{message}\n{self.format_usage()}Try --help.")
+        raise UserError(f"{message}. See {self.prog} --help.")
 
 
 class _Group:
@@ -48,9 +48,33 @@ def natural(text: str) -> int:
 natural.__name__ = "n"
 
 
+def known_model(name: str) -> str:
+    """A name of the table; the answer to another one has the nearest."""
+    try:
+        network(name)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from error
+    return name
+
+
+known_model.__name__ = "name"
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows a flag as `-lr, --lr FLOAT`, its value once."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = ", ".join(action.option_strings)
+        if action.nargs == 0:
+            return names
+        return f"{names} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+
 def _new_parser(description: str) -> argparse.ArgumentParser:
-    formatter = lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110)  # noqa: E731
-    return _Parser(description=description, allow_abbrev=False, formatter_class=formatter)
+    return _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +91,7 @@ def train_parser() -> argparse.ArgumentParser:
     (one_batch, one_lr), (two_batch, two_lr) = RECIPES[1], RECIPES[2]
 
     model = _Group(parser, "network")
-    model.add("model_name", choices=list_models(), default="trfe", help="the network")
+    model.add("model_name", type=known_model, default="trfe", help=f"one of {', '.join(list_models())}")
     model.add("width", type=natural, default=64, help="channels of the first stage; 64 is the paper's")
     model.add("num_classes", type=int, default=1, help="output maps per task; 1, nodule against the rest")
     model.add("output_stride", type=int, default=None, help="for DeepLabv3+ only; the U-Nets have none")
@@ -194,7 +218,7 @@ def eval_parser() -> argparse.ArgumentParser:
     parser = _new_parser("Evaluate a checkpoint on test images under both protocols.")
     what = _Group(parser, "what")
     what.add("load_path", type=Path, required=True, help="the checkpoint")
-    what.add("model_name", choices=list_models(), help="only for a released checkpoint, which does not know its model")
+    what.add("model_name", type=known_model, help="only for a released checkpoint, which does not know its model")
     what.add("test_dataset", choices=list(TESTING), help="default: the test images of the data it was trained on")
     what.add("data_root", type=Path, help="folder that holds the data (default: the one it was trained with, or data)")
     what.add(

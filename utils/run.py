@@ -95,9 +95,9 @@ class Run:
         """Add a picture (H, W, 3) uint8 to TensorBoard."""
         self.writer.add_image(name, image, step, dataformats="HWC")
 
-    def save(self, which: str, net: nn.Module, facts: dict[str, Any], training_state: dict[str, Any] | None) -> None:
-        """Write a checkpoint; with `training_state` it can be gone on with, without it is for use alone."""
-        save_checkpoint(self.checkpoint(which), {**facts, **(training_state or {}), "state_dict": net.state_dict()})
+    def save(self, which: str, net: nn.Module, facts: dict[str, Any]) -> None:
+        """Write a checkpoint; with the state of the optimiser among the facts it can be gone on with."""
+        save_checkpoint(self.checkpoint(which), {**facts, "state_dict": net.state_dict()})
 
 
 def run_numbers(root: Path) -> list[int]:
