@@ -26,7 +26,11 @@ def _phantom(data_root: Path) -> Path:
     """The folder of the synthetic data, which is made on first use."""
     root = data_root / "phantom"
     if not phantom.is_phantom(root):
-        phantom.make_phantom(root)
+        print(f"making the synthetic data in {root} (once)")
+        try:
+            phantom.make_phantom(root)
+        except OSError as error:
+            raise UserError(f"cannot make the synthetic data in {root}: {error}. Choose another -data_root.") from error
     return root
 
 

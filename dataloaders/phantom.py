@@ -5,20 +5,17 @@ each tissue does to sound) and acquisition (how a linear array shows it: ultraso
 look-alikes of nodules outside the gland, which only the context of the gland tells apart from nodules.
 
 Outlines are fields: the depth under the outline of a thing in mm, positive inside it and negative outside.
-Attenuation and impedance: see ultrasound.py; soft tissue attenuates by 0.5 to 0.7 dB/cm/MHz. Echogenicity is
-in dB relative to the gland, set by eye after clinical images.
+The echogenicities are set by eye after clinical images; for the other numbers see ultrasound.py.
 """
 
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +33,7 @@ VERSION = 1
 SPLITS = ("trainval", "test", "gland")
 FOLDS = 5
 SMALLEST = 0.01  # of the image, the area of a nodule
-FAR = np.float32(-99)  # mm: depth under the outline of a thing that is nowhere near
+FAR = -99.0  # mm: outline of a thing that is nowhere near
 
 GLAND = Tissue(0, 0.55, 1.63)
 CONNECTIVE = Tissue(-3, 0.65, 1.60)
@@ -63,15 +60,15 @@ class NoduleKind(NamedTuple):
 
 
 NODULE_KINDS = {
-    "hypoechoic": NoduleKind((-14, -7), 0.5, 0.12),
-    "isoechoic": NoduleKind((-2, 1.5), 0.12, 0.05),
-    "hyperechoic": NoduleKind((6, 10), 0.08, 0.05),
-    "mixed": NoduleKind((-7, 1), 0.12, 0.08),
-    "spongiform": NoduleKind((-3, 2), 0.06, 0.05),
-    "cystic": NoduleKind((-6, 0), 0.12, 0.03),
+    "hypoechoic": NoduleKind((-14, -7), 0.5, 0.15),
+    "isoechoic": NoduleKind((-2, 1.5), 0.12, 0.08),
+    "hyperechoic": NoduleKind((6, 10), 0.08, 0.08),
+    "mixed": NoduleKind((-7, 1), 0.12, 0.1),
+    "spongiform": NoduleKind((-3, 2), 0.06, 0.08),
+    "cystic": NoduleKind((-6, 0), 0.12, 0.04),
 }
-CALCIFICATIONS = ("microcalcifications", "macrocalcification", "rim calcification")
-LOOKALIKES = ("lymph node", "bare lymph node", "muscle bundle", "vessel")
+CALCIFICATIONS = {"microcalcifications": 0.6, "macrocalcification": 0.25, "rim calcification": 0.15}  # and shares
+LOOKALIKES = {"lymph node": 0.25, "bare lymph node": 0.5, "muscle bundle": 0.15, "vessel": 0.1}  # and shares
 
 
 @dataclass(frozen=True)
@@ -82,17 +79,19 @@ class Scan:
     gland: Array  # (H, W) bool, nodules included
     nodule: Array  # (H, W) bool
     lookalike: Array  # (H, W) bool
-    nodules: list[str] = field(default_factory=list)  # kind and features of each nodule
-    lookalikes: list[str] = field(default_factory=list)  # kind of each look-alike placed besides the vessels
-
-
-# -------------------------------------------------------------------------------------- geometry
+    nodules: list[str]  # kind and features of each nodule
+    lookalikes: list[str]  # kind of each look-alike placed besides the vessels
 
 
 def _splines(count: int, step: float) -> Array:
     """Cubic B-splines every `step` pixels at each of `count` pixels: a sparse (count, splines) matrix."""
     position = np.arange(count) / step
     return BSpline.design_matrix(position, np.arange(-3, int(position[-1]) + 5), 3).astype(np.float32)
+
+
+def _rotated(x: Array, z: Array, angle: float) -> tuple[Array, Array]:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return x * cos + z * sin, z * cos - x * sin
 
 
 @dataclass(frozen=True)
@@ -110,39 +109,23 @@ class View:
         height = int(rng.integers(256, 361))
         width = int(np.clip(height * rng.uniform(0.95, 1.4), 256, 360))
         px = rng.uniform(32, 46) / height
-        j, i = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-        across, depth = (j - width / 2) * np.float32(px), (i + 0.5) * np.float32(px)
+        depth, across = (np.indices((height, width), np.float32) + 0.5) * px
         flat = cls(across, depth, depth, px, rng)
         probe = rng.uniform(-6, 6) if rng.random() < 0.2 else float(rng.choice([-1, 1])) * rng.uniform(9, 23)
-        tilt, pivot = rng.normal(0, 0.07), 15
-        cos, sin = math.cos(tilt), math.sin(tilt)
-        x = across * cos + (depth - pivot) * sin + probe
-        z = (depth - pivot) * cos - across * sin + pivot
-        return cls(x + flat.noise(22), z + flat.noise(22), depth, px, rng)
+        x, z = _rotated(across - width / 2 * px, depth - 15, rng.normal(0, 0.07))
+        return cls(x + probe + 1.2 * flat.noise(16), z + 15 + 1.2 * flat.noise(16), depth, px, rng)
 
     def noise(self, length_z: float, length_x: float | None = None) -> Array:
         """Smooth random field of unit variance that changes over these lengths in mm."""
-        rows, columns = (
-            _splines(count, length / self.px)
-            for count, length in zip(self.depth.shape, (length_z, length_x or length_z), strict=True)
-        )
+        height, width = self.depth.shape
+        rows, columns = _splines(height, length_z / self.px), _splines(width, (length_x or length_z) / self.px)
         coarse = self.rng.standard_normal((columns.shape[1], rows.shape[1]), np.float32)
-        return np.float32(315 / 151) * (rows @ (columns @ coarse).T)  # 151/315: mean of the sum of squared B-splines
+        return 315 / 151 * (rows @ (columns @ coarse).T)  # 151/315: the mean sum of squares of the splines
 
-    def inset(self) -> Array:
-        """Distance from the edge of the image in mm."""
-        i, j = (np.minimum(np.arange(count), np.arange(count)[::-1]) * self.px for count in self.depth.shape)
-        return np.minimum(i[:, None], j)
-
-    def ellipse(
-        self, x: float, z: float, radius_x: float, radius_z: float, tilt: float = 0, paired: bool = False
-    ) -> Array:
+    def ellipse(self, x: float, z: float, rx: float, rz: float, tilt: float = 0, paired: bool = False) -> Array:
         """An ellipse as the view deforms it; with paired, also its mirror image on the other side of the neck."""
-        dx = (np.abs(self.x) if paired else self.x) - np.float32(x)
-        dz = self.z - np.float32(z)
-        cos, sin = np.float32(math.cos(tilt)), np.float32(math.sin(tilt))
-        u, v = (dx * cos + dz * sin) / np.float32(radius_x), (dz * cos - dx * sin) / np.float32(radius_z)
-        return (1 - np.sqrt(u * u + v * v)) * np.float32(min(radius_x, radius_z))
+        u, v = _rotated((np.abs(self.x) if paired else self.x) - x, self.z - z, tilt)
+        return (1 - np.sqrt((u / rx) ** 2 + (v / rz) ** 2)) * min(rx, rz)
 
 
 # -------------------------------------------------------------------------------------------------- anatomy
@@ -155,23 +138,16 @@ class Neck:
     surface: Array  # below the subcutaneous fat
     trachea: Array
     gland: Array
-    carotid: Array
-    jugular: Array
+    vessels: Array  # carotid arteries and jugular veins
     oesophagus: Array
-    sternomastoid: Array
-    longus: Array
+    muscles: Array  # sternomastoid and longus colli; the strap muscles are layers under the surface
     bone: Array
-
-    @property
-    def vessels(self) -> Array:
-        return np.maximum(self.carotid, self.jugular)
 
 
 def random_neck(view: View) -> Neck:
     """Organs of a random person; sizes in mm after textbook transverse views at the level of the isthmus."""
     uniform, pair = view.rng.uniform, partial(view.ellipse, paired=True)
-    muscle_z = uniform(3, 7)
-    trachea_r = uniform(7.5, 10)
+    muscle_z, trachea_r = uniform(3, 7), uniform(7.5, 10)
     trachea_z = muscle_z + uniform(6, 10) + trachea_r
     trachea = view.ellipse(0, trachea_z, trachea_r * uniform(1, 1.15), trachea_r)
     isthmus = np.where(view.z < trachea_z - 0.2 * trachea_r, trachea + uniform(2, 5), FAR)
@@ -192,12 +168,15 @@ def random_neck(view: View) -> Neck:
     longus = pair(uniform(10, 15), longus_z, uniform(6, 9), uniform(2.8, 4.5))
     bone = pair(uniform(10, 18), longus_z + 12, uniform(10, 14), uniform(7, 9))
     gullet_x, gullet_z = trachea_r + uniform(0, 3), trachea_z + 0.8 * trachea_r
-    oesophagus = view.ellipse(gullet_x, gullet_z, uniform(3.5, 5.5), uniform(2.5, 3.8))
+    gullet = view.ellipse(gullet_x, gullet_z, uniform(3.5, 5.5), uniform(2.5, 3.8))
+    oesophagus = np.minimum(gullet, -0.3 - trachea)
 
-    surface = view.depth - np.float32(muscle_z) + 0.5 * view.noise(8)
-    others = [trachea + 0.3, carotid + 1, jugular + 1, oesophagus + 0.5, longus + 0.5, 2.5 - surface]
-    gland = np.minimum(np.maximum(lobe, isthmus), -np.maximum.reduce(others))
-    return Neck(surface, trachea, gland, carotid, jugular, oesophagus, sternomastoid, longus, bone)
+    surface = view.depth - muscle_z + 0.5 * view.noise(8)
+    vessels = np.maximum(carotid, jugular)
+    others = [trachea + 0.3, vessels + 1, oesophagus + 0.5, longus + 0.5, 2.5 - surface]
+    gland = np.minimum(np.maximum(lobe, isthmus) + 0.25 * view.noise(4), -np.maximum.reduce(others))
+    muscles = np.maximum(sternomastoid, longus) + 0.25 * view.noise(4)
+    return Neck(surface, trachea, gland, vessels, oesophagus, muscles, bone)
 
 
 def paint_neck(medium: Medium, view: View, neck: Neck, gland: Array) -> None:
@@ -205,13 +184,12 @@ def paint_neck(medium: Medium, view: View, neck: Neck, gland: Array) -> None:
     uniform = view.rng.uniform
     fibres = 4 * view.noise(0.35, 4)
     medium.echo[:] += 3 * view.noise(0.7, 3) + uniform(-3, 2)
-    strap = np.float32(uniform(3, 6.5))
+    strap = uniform(3, 6.5)
     medium.fill((neck.surface > 0) & (neck.surface < strap), MUSCLE, fibres)
     for fascia in (0, strap * uniform(0.4, 0.6), strap):
-        medium.fill(np.abs(neck.surface - np.float32(fascia)) < 0.22, FASCIA, 3 * view.noise(3))
-    for muscle in (neck.sternomastoid, neck.longus):
-        medium.fill((muscle > -0.3) & (neck.surface > 0), FASCIA, 5 * view.noise(2.5))
-        medium.fill((muscle > 0) & (neck.surface > 0), MUSCLE, fibres + uniform(-2, 2))
+        medium.fill(np.abs(neck.surface - fascia) < 0.22, FASCIA, 3 * view.noise(3))
+    medium.fill((neck.muscles > -0.3) & (neck.surface > 0), FASCIA, 5 * view.noise(2.5))
+    medium.fill((neck.muscles > 0) & (neck.surface > 0), MUSCLE, fibres + uniform(-2, 2))
     medium.fill(neck.bone > 0, BONE)
 
     medium.fill(neck.surface < 0, FAT, 3 * view.noise(1.5, 3) + 9 * (view.noise(0.5, 5) > 1.3))
@@ -222,8 +200,7 @@ def paint_neck(medium: Medium, view: View, neck: Neck, gland: Array) -> None:
 
     medium.fill(neck.trachea > 0, CARTILAGE)
     medium.fill(neck.trachea > 1.3, MUCOSA)
-    rings = 5 * np.cos(2 * np.pi * neck.trachea / uniform(0.9, 1.6))
-    medium.fill(neck.trachea > 1.7, AIR, rings)
+    medium.fill(neck.trachea > 1.7, AIR, 5 * np.cos(2 * np.pi * neck.trachea / uniform(0.9, 1.6)))
     medium.fill(neck.vessels > -0.4, VESSEL_WALL, 3 * view.noise(2))
     medium.fill(neck.vessels > 0, BLOOD)
     medium.fill(neck.oesophagus > 0, MUSCLE)
@@ -233,9 +210,14 @@ def paint_neck(medium: Medium, view: View, neck: Neck, gland: Array) -> None:
 # ---------------------------------------------------------------------------------- nodules and look-alikes
 
 
+def _draw(rng: np.random.Generator, shares: dict[str, float]) -> str:
+    return str(rng.choice(list(shares), p=list(shares.values())))
+
+
 def random_spot(view: View, room: Array, clearance: float) -> tuple[float, float]:
     """A random position (x, z) in mm within the room, this far (mm) from its border where it is so wide."""
-    room = np.minimum(room, view.inset())
+    z, x = (np.minimum(np.arange(count), np.arange(count)[::-1]) * view.px for count in room.shape)
+    room = np.minimum(room, np.minimum(z[:, None], x))  # the edge of the image is a border, too
     spot = view.rng.choice(np.flatnonzero(room >= min(clearance, 0.9 * room.max())))
     return float(view.x.flat[spot]), float(view.z.flat[spot])
 
@@ -255,42 +237,34 @@ def random_lump(view: View, room: Array, bounds: Array, area: float, clearance: 
 
     Its centre keeps clearance * radius from the border of the room; roughness is a fraction of the radius.
     """
-    radius = np.sqrt(area / np.pi)
-    elongation = np.sqrt(view.rng.uniform(0.85, 1.7))
+    radius, elongation = math.sqrt(area / math.pi), math.sqrt(view.rng.uniform(0.85, 1.7))
     x, z = random_spot(view, room, clearance * radius)
     lump = view.ellipse(x, z, radius * elongation, radius / elongation, view.rng.normal(0, 0.3))
-    lump += np.float32(roughness * radius) * view.noise(0.6 * radius)
+    lump += roughness * radius * view.noise(0.6 * radius)
     return np.minimum(main_parts(np.minimum(lump, bounds), view.px), bounds)
 
 
-def paint_nodule(
-    medium: Medium, view: View, margin: Array, kind: str, calcifications: tuple[float, ...] = (0.6, 0.25, 0.15)
-) -> str:
-    """Fill the outline with a nodule of this kind and random features; returns both in words.
-
-    calcifications: how often each sort occurs where there are any.
-    """
+def paint_nodule(medium: Medium, view: View, margin: Array, kind: str, in_lymph_node: bool = False) -> str:
+    """Fill the outline with a nodule of this kind and random features; returns both in words."""
     rng = view.rng
-    radius = float(margin.max())
-    echo = rng.uniform(*NODULE_KINDS[kind][:2])
-    features = [kind]
-    if kind == "isoechoic" or (kind not in ("hypoechoic", "cystic") and rng.random() < 0.4):
-        features.append("halo")
-        halo = np.abs(margin) < rng.uniform(0.4, 0.7)
-        medium.fill(halo * rng.uniform(0.7, 1), Tissue(rng.uniform(-14, -8), 0.6, 1.63))
-    blur = rng.uniform(0.05, 0.5)
-    inside = np.clip(margin / blur, 0, 1)
+    echo = rng.uniform(*NODULE_KINDS[kind].echo)
     solid = Tissue(echo, rng.uniform(0.4, 0.75), rng.uniform(1.61, 1.65))
-    texture = rng.uniform(0.5, 2) * view.noise(1.5)
-    medium.fill(margin > 0.3 if "halo" in features else inside, solid, texture)
+    inside = np.clip(margin / rng.uniform(0.05, 0.5), 0, 1)
+    features = [kind]
+    # A solid part as bright as the gland shows by its halo only.
+    if kind not in ("hypoechoic", "cystic") and (abs(echo) < 3 or rng.random() < 0.4):
+        features.append("halo")
+        medium.fill(np.abs(margin) < rng.uniform(0.45, 0.7), Tissue(rng.uniform(-16, -11), 0.6, 1.63))
+        inside = margin > 0.3
+    medium.fill(inside, solid, rng.uniform(0.5, 2) * view.noise(1.5))
     if kind == "cystic":
         medium.fill(margin > 0.4, FLUID)
     elif kind == "mixed":
-        medium.fill((margin > 0.6) & (view.noise(0.5 * radius) > rng.uniform(-0.6, 0.5)), FLUID)
+        medium.fill((margin > 0.6) & (view.noise(0.5 * margin.max()) > rng.uniform(-0.6, 0.5)), FLUID)
     elif kind == "spongiform":
         medium.fill((margin > 0.4) & (view.noise(0.8) > 0.5), FLUID._replace(echo=-16))
     elif rng.random() < 0.45:
-        features.append(str(rng.choice(CALCIFICATIONS, p=calcifications)))
+        features.append("microcalcifications" if in_lymph_node else _draw(rng, CALCIFICATIONS))
         calcify(medium, view, margin, features[-1])
     return " + ".join(features)
 
@@ -298,18 +272,16 @@ def paint_nodule(
 def calcify(medium: Medium, view: View, margin: Array, feature: str) -> None:
     """Add calcifications; those thick enough to stop the sound cast a shadow."""
     rng = view.rng
-    core = margin > 0.3 * margin.max()
+    core = margin - 0.3 * margin.max()
     if feature == "microcalcifications":
-        spots = rng.choice(np.flatnonzero(core), rng.integers(4, 16))
-        dots = np.zeros(core.shape, np.float32)
-        dots.flat[spots] = 1
-        medium.fill(cv2.dilate(dots, np.ones((2, 2))) > 0, MICROCALCIFICATION)
+        dots = np.zeros(core.shape, bool)
+        dots.flat[rng.choice(np.flatnonzero(core > 0), rng.integers(4, 16))] = True
+        medium.fill(ndimage.binary_dilation(dots, np.ones((2, 2))), MICROCALCIFICATION)
     elif feature == "macrocalcification":
         x, z = random_spot(view, core, 1.5)
         medium.fill(view.ellipse(x, z, rng.uniform(1, 2.2), rng.uniform(0.6, 1.1)) > 0, CALCIFICATION)
     else:
-        rim = np.abs(margin - 0.3) < 0.3
-        medium.fill(rim & (view.noise(4) > -0.5), CALCIFICATION._replace(attenuation=5))
+        medium.fill((np.abs(margin - 0.3) < 0.3) & (view.noise(4) > -0.5), CALCIFICATION._replace(attenuation=5))
 
 
 def paint_lookalike(medium: Medium, view: View, margin: Array, kind: str) -> None:
@@ -322,7 +294,7 @@ def paint_lookalike(medium: Medium, view: View, margin: Array, kind: str) -> Non
         medium.fill(margin > -0.3, FASCIA)
         medium.fill(margin > 0, MUSCLE, 3 * view.noise(0.4, 3))
     else:  # without a hilum, a node looks like a nodule
-        paint_nodule(medium, view, margin, "hypoechoic" if rng.random() < 0.85 else "mixed", (1, 0, 0))
+        paint_nodule(medium, view, margin, "hypoechoic" if rng.random() < 0.85 else "mixed", True)
         if kind == "lymph node":
             hilum = margin > rng.uniform(0.5, 0.7) * margin.max()
             medium.fill(hilum, Tissue(rng.uniform(1, 6), 0.6, 1.6), 3 * view.noise(0.6, 1.5))
@@ -357,27 +329,25 @@ def place_nodules(view: View, neck: Neck, kinds: Sequence[str]) -> tuple[list[Ar
 
 
 def add_lookalikes(medium: Medium, view: View, neck: Neck, gland: Array) -> tuple[list[str], Array]:
-    """Paint up to three look-alikes outside the gland.
-
-    Returns their kinds, and where they are together with the great vessels and the oesophagus.
-    """
+    """Paint up to four look-alikes outside the gland; returns their kinds, and where they and similar organs are."""
     rng = view.rng
     lookalike = (neck.vessels > 0) | (neck.oesophagus > 0)
-    organs = np.maximum.reduce([shadowed(neck.trachea, neck.bone), neck.vessels, neck.oesophagus, gland])
+    shadow = shadowed(neck.trachea, neck.bone)
+    organs = np.maximum.reduce([shadow, neck.vessels, neck.oesophagus, gland])
     barrier = np.maximum(organs + 0.5, 1 - neck.surface)
     kinds: list[str] = []
-    for area in random_areas(view, int(rng.integers(1, 4))):
+    for area in random_areas(view, int(rng.integers(1, 5))):
         if barrier.min() >= 0:
             break
-        kind = str(rng.choice(LOOKALIKES, p=[0.3, 0.45, 0.15, 0.1]))
+        kind = _draw(rng, LOOKALIKES)
         largest, roughness = (30, 0.02) if kind == "vessel" else (150, rng.uniform(0.02, 0.08))
-        lump = random_lump(view, -barrier, -barrier, min(0.7 * area, largest), 1, roughness)
+        lump = random_lump(view, -barrier, -barrier, min(area, largest), 1, roughness)
         if (lump > 0).any():  # not squeezed to nothing between the organs
             paint_lookalike(medium, view, lump, kind)
             kinds.append(kind)
             lookalike |= lump > 0
             barrier = np.maximum(barrier, lump + 1)
-    return kinds, lookalike & (gland <= 0)
+    return kinds, lookalike & (gland <= 0) & (shadow <= 0)
 
 
 def random_anatomy(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[View, Neck, list[Array], Array]:
@@ -394,7 +364,7 @@ def random_anatomy(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[View
 def scan(rng: np.random.Generator, nodules: int) -> Scan:
     """One synthetic frame of a random neck with this many nodules (one to three fit any gland)."""
     scanner = Scanner.random(rng)
-    kinds = [str(kind) for kind in rng.choice(list(NODULE_KINDS), nodules, p=[k.share for k in NODULE_KINDS.values()])]
+    kinds = [_draw(rng, {kind: NODULE_KINDS[kind].share for kind in NODULE_KINDS}) for _ in range(nodules)]
     view, neck, lumps, gland = random_anatomy(rng, kinds)
     medium = Medium.uniform(gland.shape, CONNECTIVE)
     paint_neck(medium, view, neck, gland)
@@ -415,28 +385,27 @@ def _write_image(root: Path, seed: int, job: tuple[str, int]) -> dict:
     count = rng.choice(2, p=[0.75, 0.25]) if split == "gland" else rng.choice([1, 2, 3], p=[0.85, 0.11, 0.04])
     frame = scan(rng, int(count))
     if split == "gland":
-        folders = ("tg3k/thyroid-image", "tg3k/thyroid-mask", "analysis/gland-nodule")
-        pictures = (frame.image, frame.gland, frame.nodule)
+        folder, mask, aside, other = "tg3k/thyroid", frame.gland, frame.nodule, "nodule"
     else:
-        folders = (f"tn3k/{split}-image", f"tn3k/{split}-mask", f"analysis/{split}-gland")
-        pictures = (frame.image, frame.nodule, frame.gland)
-    for name, picture in zip(folders, pictures, strict=True):
+        folder, mask, aside, other = f"tn3k/{split}", frame.nodule, frame.gland, "gland"
+    files = [(f"{folder}-image", frame.image), (f"{folder}-mask", mask), (f"analysis/{split}-{other}", aside)]
+    for name, picture in files:
         path = root / name / f"{index:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        grey = picture if picture.dtype == np.uint8 else picture.astype(np.uint8) * 255
-        Image.fromarray(grey).save(path)
+        Image.fromarray(picture).convert("L").save(path)  # a mask as 0 and 255
     return {"split": split, "index": index, "nodules": frame.nodules, "lookalikes": len(frame.lookalikes)}
 
 
 def _write_lists(folder: Path, trainval: int, gland: int) -> None:
     """The index lists of the cross-validation folds of TN3K and of the one split of TG3K."""
+
+    def write(name: str, count: int, val: range) -> None:
+        lists = {"train": [index for index in range(count) if index not in val], "val": list(val)}
+        (folder / name).write_text(json.dumps(lists))
+
     for fold in range(FOLDS):
-        train = [i for i in range(trainval) if i % FOLDS != fold]
-        lists = {"train": train, "val": list(range(fold, trainval, FOLDS))}
-        (folder / f"tn3k/tn3k-trainval-fold{fold}.json").write_text(json.dumps(lists))
-    cut = gland * 9 // 10
-    lists = {"train": list(range(cut)), "val": list(range(cut, gland))}
-    (folder / "tg3k/tg3k-trainval.json").write_text(json.dumps(lists))
+        write(f"tn3k/tn3k-trainval-fold{fold}.json", trainval, range(fold, trainval, FOLDS))
+    write("tg3k/tg3k-trainval.json", gland, range(gland * 9 // 10, gland))
 
 
 def _description(root: Path | str) -> dict | None:
@@ -450,21 +419,7 @@ def _description(root: Path | str) -> dict | None:
 
 def is_phantom(root: Path | str) -> bool:
     """Whether a complete phantom set of this version is there."""
-    description = _description(root)
-    return description is not None and description.get("version") == VERSION
-
-
-@contextmanager
-def _new_folder(root: Path) -> Iterator[Path]:
-    """A temporary folder beside root that becomes root if all goes well, and leaves nothing otherwise."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
-        folder = Path(temporary) / root.name
-        folder.mkdir()
-        yield folder
-        if root.exists():
-            shutil.rmtree(root)
-        folder.rename(root)
+    return (_description(root) or {}).get("version") == VERSION
 
 
 def make_phantom(
@@ -482,20 +437,22 @@ def make_phantom(
     """
     root = Path(root)
     if root.exists() and _description(root) is None:
-        raise FileExistsError(
-            f"{root} exists and is not a phantom set, so it is not overwritten. Move or delete it, or choose another place."
-        )
+        raise FileExistsError(f"{root} is not a phantom set, so it is kept: move it away or choose another folder")
     counts = dict(zip(SPLITS, (trainval, test, gland), strict=True))
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
-    workers = workers or os.cpu_count() or 1
-    with _new_folder(root) as folder:
+    bar = partial(tqdm, total=len(jobs), desc="phantom", unit="image", disable=not progress)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+        folder = Path(temporary) / root.name  # becomes root when all is written
         write = partial(_write_image, folder, seed)
-        bar = partial(tqdm, total=len(jobs), desc="phantom", unit="image", disable=not progress)
         if workers == 1:
             images = list(bar(map(write, jobs)))
         else:
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            with ProcessPoolExecutor(workers or None, multiprocessing.get_context("spawn")) as pool:
                 images = list(bar(pool.map(write, jobs, chunksize=8)))
         _write_lists(folder, trainval, gland)
         description = {"format": FORMAT, "version": VERSION, "seed": seed, "counts": counts, "images": images}
         (folder / "phantom.json").write_text(json.dumps(description, indent=1))
+        if root.exists():
+            shutil.rmtree(root)
+        folder.rename(root)

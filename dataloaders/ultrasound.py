@@ -2,7 +2,8 @@
 
 Speckle, shadows, posterior enhancement and bright interfaces are not drawn: they follow from the medium.
 Sources of the numbers and laws:
-    attenuation, impedance: T. L. Szabo, Diagnostic Ultrasound Imaging, 2nd ed., 2014; ICRU Report 61, 1998
+    attenuation (0.5 to 0.7 dB/cm/MHz in soft tissue), impedance: T. L. Szabo, Diagnostic Ultrasound Imaging,
+        2nd ed., 2014; ICRU Report 61, 1998
     speckle: C. B. Burckhardt, IEEE Trans. Sonics Ultrason. 25, 1978; R. F. Wagner et al., ibid. 30, 1983
 """
 

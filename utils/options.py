@@ -1,7 +1,8 @@
 """The command line: flags with the release's names, each in a single- and a double-dash spelling."""
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,26 @@ class _Group:
         self.group.add_argument(f"-{name}", f"--{name}", **settings)
 
 
-def natural(text: str) -> int:
-    """A whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
-    return value
+def _at_least(least: float, kind: type) -> Callable[[str], Any]:
+    """A type for argparse: finite numbers from `least` on, whole ones where `kind` is int."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            expected = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {expected} of at least {least}, got {text}")
+        return value
+
+    convert.__name__ = "n" if kind is int else "x"
+    return convert
 
 
-natural.__name__ = "n"
+natural = _at_least(1, int)
+whole = _at_least(0, int)
+quantity = _at_least(0, float)
 
 
 def known_model(name: str) -> str:
@@ -81,7 +93,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine = _Group(parser, "machine")
     machine.add("gpu", type=str, default="0", help="index of a CUDA device, or cpu; without CUDA the CPU is used")
     machine.add("precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it at speed")
-    machine.add("num_workers", type=int, default=0, help="processes that load data beside the main one")
+    machine.add("num_workers", type=whole, default=0, help="processes that load data beside the main one")
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -117,13 +129,13 @@ def train_parser() -> argparse.ArgumentParser:
     training.add(
         "batch_size", type=natural, help=f"images, or pairs ({recipe.format(f'{two_batch} pairs', one_batch)})"
     )
-    training.add("lr", type=float, help=f"learning rate of SGD ({recipe.format(two_lr, one_lr)})")
-    training.add("momentum", type=float, default=0.9, help="momentum of SGD")
-    training.add("weight_decay", type=float, default=5e-4, help="weight decay of SGD")
+    training.add("lr", type=quantity, help=f"learning rate of SGD ({recipe.format(two_lr, one_lr)})")
+    training.add("momentum", type=quantity, default=0.9, help="momentum of SGD")
+    training.add("weight_decay", type=quantity, default=5e-4, help="weight decay of SGD")
     training.add("update_lr_every", type=natural, default=10, help="epochs between steps of the learning rate")
     training.add("naver_grad", type=natural, default=1, help="batches whose gradients are averaged for a step")
     training.add("use_test", type=int, choices=(0, 1), default=1, metavar="0|1", help="validate after every epoch")
-    training.add("seed", type=int, default=1234, help="seed of weights, order, flips and dropout")
+    training.add("seed", type=whole, default=1234, help="seed of weights, order, flips and dropout")
 
     run = _Group(parser, "run folder")
     run.add("run_root", type=Path, default=Path("run"), help="where run folders are made")
@@ -133,8 +145,8 @@ def train_parser() -> argparse.ArgumentParser:
         type=Path,
         help="go on exactly from a <model>_last.pth, or start a new run with the weights of any other checkpoint",
     )
-    run.add("resume_epoch", type=int, default=0, help="go on after this many epochs of run -run_id (-1: the newest)")
-    run.add("save_every", type=int, default=10, help="epochs between kept checkpoints <model>_epoch-<n>.pth; 0: none")
+    run.add("resume_epoch", type=whole, default=0, help="go on after this many epochs of run -run_id (-1: the newest)")
+    run.add("save_every", type=whole, default=10, help="epochs between kept checkpoints <model>_epoch-<n>.pth; 0: none")
     run.add("log_every", type=natural, default=40, help="batches between training losses in TensorBoard")
     _add_machine(parser)
     return parser

@@ -50,7 +50,9 @@ class Run:
         return self.folder / f"{self.model_name}_{which}.pth"
 
     def describe(self, arguments: dict[str, Any], **facts: Any) -> None:
-        """Write args.json: the arguments and what else one needs to know to repeat the run."""
+        """Write args.json: what one needs to know to repeat the run, with what it said before a run went on."""
+        path = self.folder / "args.json"
+        earlier = [json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
         content = {
             "arguments": arguments,
             "command": sys.argv,
@@ -59,8 +61,9 @@ class Run:
             "versions": versions(),
             "cores": os.cpu_count(),
             **facts,
+            "earlier": earlier,
         }
-        (self.folder / "args.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def open_logs(self, epochs_done: int, steps_done: int) -> None:
         """Open log.csv and TensorBoard, dropping what an interrupted run wrote after its last whole epoch."""
