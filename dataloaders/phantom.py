@@ -68,7 +68,7 @@ NODULE_KINDS = {
     "cystic": NoduleKind((-6, 0), 0.12, 0.04),
 }
 CALCIFICATIONS = {"microcalcifications": 0.6, "macrocalcification": 0.25, "rim calcification": 0.15}  # and shares
-LOOKALIKES = {"lymph node": 0.25, "bare lymph node": 0.5, "muscle bundle": 0.15, "vessel": 0.1}  # and shares
+LOOKALIKES = {"lymph node": 0.2, "bare lymph node": 0.6, "muscle bundle": 0.1, "vessel": 0.1}  # and shares
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def paint_lookalike(medium: Medium, view: View, margin: Array, kind: str) -> Non
         medium.fill(margin > -0.3, FASCIA)
         medium.fill(margin > 0, MUSCLE, 3 * view.noise(0.4, 3))
     else:  # without a hilum, a node looks like a nodule
-        paint_nodule(medium, view, margin, "hypoechoic" if rng.random() < 0.85 else "mixed", True)
+        paint_nodule(medium, view, margin, "hypoechoic" if rng.random() < 0.9 else "mixed", True)
         if kind == "lymph node":
             hilum = margin > rng.uniform(0.5, 0.7) * margin.max()
             medium.fill(hilum, Tissue(rng.uniform(1, 6), 0.6, 1.6), 3 * view.noise(0.6, 1.5))
@@ -329,19 +329,19 @@ def place_nodules(view: View, neck: Neck, kinds: Sequence[str]) -> tuple[list[Ar
 
 
 def add_lookalikes(medium: Medium, view: View, neck: Neck, gland: Array) -> tuple[list[str], Array]:
-    """Paint up to four look-alikes outside the gland; returns their kinds, and where they and similar organs are."""
+    """Paint two to four look-alikes, as there is room; returns their kinds, and where they and similar organs are."""
     rng = view.rng
     lookalike = (neck.vessels > 0) | (neck.oesophagus > 0)
     shadow = shadowed(neck.trachea, neck.bone)
     organs = np.maximum.reduce([shadow, neck.vessels, neck.oesophagus, gland])
     barrier = np.maximum(organs + 0.5, 1 - neck.surface)
     kinds: list[str] = []
-    for area in random_areas(view, int(rng.integers(1, 5))):
+    for area in random_areas(view, int(rng.integers(2, 5))):
         if barrier.min() >= 0:
             break
         kind = _draw(rng, LOOKALIKES)
         largest, roughness = (30, 0.02) if kind == "vessel" else (150, rng.uniform(0.02, 0.08))
-        lump = random_lump(view, -barrier, -barrier, min(area, largest), 1, roughness)
+        lump = random_lump(view, -barrier, -barrier, min(0.8 * area, largest), 1, roughness)
         if (lump > 0).any():  # not squeezed to nothing between the organs
             paint_lookalike(medium, view, lump, kind)
             kinds.append(kind)
