@@ -132,13 +132,15 @@ def create_model(name: str, width: int = 64, tasks: Sequence[str] | None = None)
     """
     row = network(name)
     tasks = tuple(tasks or row.tasks)
-    if len(tasks) != len(row.tasks) or not set(tasks) <= set(BOTH):
+    if len(set(tasks)) != len(tasks) or len(tasks) != len(row.tasks) or not set(tasks) <= set(BOTH):
         raise UserError(f"{name} has {len(row.tasks)} task(s), {row.tasks} by default; got {tasks}.")
     try:
+        if width < 1:
+            raise ValueError("it must be 1 or more")
         return row.build(width=width, tasks=tasks)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{name} cannot have -width {width} ({error}). Widths 4, 8, 16 and multiples of 32 suit every model."
+            f"{name} cannot have -width {width} ({error}). Widths 4, 8, 16, 32 and multiples of 64 suit every model."
         ) from error
 
 
@@ -187,7 +189,8 @@ def transfer(source: nn.Module, target: nn.Module, strict: bool = False) -> int:
         old, new = f".{source.tasks[0]}.", f".{target.tasks[0]}."
         state = {name.replace(old, new): value for name, value in state.items()}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    if not fitting or (strict and fitting.keys() != own.keys()):
+    # Biases and counters fit between any widths; without a weight nothing was carried over.
+    if not any(value.ndim > 1 for value in fitting.values()) or (strict and fitting.keys() != own.keys()):
         raise UserError(
             f"the weights do not fit: {len(fitting)} of {len(own)} tensors agree in name and shape. "
             f"Are -model_name and -width those of the checkpoint?"

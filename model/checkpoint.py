@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, content: dict) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
         raise UserError(f"cannot write {path}: {error}. What was there before is untouched.") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -77,8 +77,9 @@ def read_checkpoint(path: str | Path) -> dict:
             f"{path} holds something other than plain tensors and values, or is no checkpoint at all; "
             f"it was not loaded, since that could run code of its author's. Save its state_dict() alone."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file makes the unpickler fail in many ways, IndexError among them
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is damaged or no checkpoint: {reason}") from error
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return {**content, "path": path}
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):

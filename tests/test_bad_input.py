@@ -411,10 +411,18 @@ def test_unknown_model_on_the_command_line(parse: Callable[[list[str]], object])
         (["-input_size", "100"], ["-input_size 100", "trfe", "multiples of 16", "96"]),
         (["-input_size", "110"], ["-input_size 110", "multiples of 16", "112"]),
         (["-input_size", "7"], ["-input_size 7", "for example 16"]),
-        (["-input_size", "0"], ["-input_size", "above 0", "0"]),
-        (["-batch_size", "0"], ["-batch_size", "above 0"]),
-        (["-batch_size", "-4"], ["-batch_size", "above 0", "-4"]),
-        (["-nepochs", "0"], ["-nepochs", "above 0"]),
+        (["-input_size", "0"], ["-input_size", "at least 1", "got 0"]),
+        (["-batch_size", "0"], ["-batch_size", "at least 1", "got 0"]),
+        (["-batch_size", "-4"], ["-batch_size", "at least 1", "got -4"]),
+        (["-nepochs", "0"], ["-nepochs", "at least 1"]),
+        (["-nepochs", "x"], ["-nepochs", "expected a whole number", "got x"]),
+        (["-nepochs", "1.5"], ["-nepochs", "expected a whole number", "got 1.5"]),
+        (["-num_workers", "-1"], ["-num_workers", "at least 0", "got -1"]),
+        (["-seed", "-1"], ["-seed", "at least 0", "got -1"]),
+        (["-lr", "-1"], ["-lr", "at least 0", "got -1"]),
+        (["-lr", "nan"], ["-lr", "expected a number", "got nan"]),
+        (["-momentum", "-1"], ["-momentum", "at least 0"]),
+        (["-weight_decay", "inf"], ["-weight_decay", "expected a number", "got inf"]),
         (["-use_test", "2"], ["-use_test", "2"]),
         (["-criterion", "dice"], ["-criterion", "'dice'", "Dice"]),
         (["-mask_rule", "author"], ["-mask_rule", "'author'", "clean", "authors"]),
@@ -484,6 +492,17 @@ def test_batch_larger_than_the_data(data_root: Path) -> None:
         training_loader(args, items, Reader(16), choose_compute("cpu"))
     args.batch_size = 8
     assert len(training_loader(args, items, Reader(16), choose_compute("cpu"))) == 1
+
+
+def test_synthetic_data_where_it_cannot_be_made(tmp_path: Path) -> None:
+    foreign = tmp_path / "phantom/notes.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("kept")
+    with pytest.raises(UserError, match=rf"{tmp_path}/phantom.*not a phantom set.*-data_root"):
+        TESTING["PHANTOM"](tmp_path)
+    assert foreign.read_text() == "kept"
+    with pytest.raises(UserError, match=r"notes\.txt/x/phantom.*-data_root"):
+        TESTING["PHANTOM"](foreign / "x")
 
 
 def test_image_of_another_mode_is_read(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -43,15 +42,6 @@ LEFT_OUT = {
     "trfe2": (*ALIGN, "reduction6"),
     "trfeplus": ("reduction6",),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors gain little from threads, and lose much where other programs compete for the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def on_meta(name: str, **settings) -> nn.Module:
@@ -257,9 +247,9 @@ def test_fused_guide_by_hand():
     # BatchNorm with means (1, 0) and variances (4, 1): (7 - 1) / 2 = 3 and -2; ReLU: (3, 0).
     norm1.running_mean.copy_(torch.tensor([1.0, 0.0]))
     norm1.running_var.copy_(torch.tensor([4.0, 1.0]))
-    # Second convolution: 3 * 0.5 + 1 = 2.5 and -3 + 2 = -1; BatchNorm leaves both, ReLU: (2.5, 0). x + that.
-    set_conv(conv2, [[0.5, 9.0], [-1.0, 9.0]], [1.0, 2.0])
-    assert guided(net) == pytest.approx([1 + 2.5, 2 + 0], abs=1e-4)
+    # Second convolution: -3 + 2 = -1 and 3 * 0.5 + 1 = 2.5; BatchNorm leaves both, ReLU: (0, 2.5). x + that.
+    set_conv(conv2, [[-1.0, 9.0], [0.5, 9.0]], [2.0, 1.0])
+    assert guided(net) == pytest.approx([1 + 0, 2 + 2.5], abs=1e-4)
 
 
 def test_gated_feature_guide_by_hand():

@@ -53,7 +53,8 @@ def train_one_epoch(
     sums: dict[str, float] = defaultdict(float)
     optimizer.zero_grad()
     for step, batch in enumerate(tqdm(loader, desc="training", unit="batch", leave=False)):
-        losses = train_step(net, batch.to(compute.device), criterion, compute, progress, accumulate)
+        group = min(accumulate, len(loader) - step // accumulate * accumulate)  # the last one may be smaller
+        losses = train_step(net, batch.to(compute.device), criterion, compute, progress, group)
         if (step + 1) % accumulate == 0 or step + 1 == len(loader):
             optimizer.step()
             optimizer.zero_grad()
