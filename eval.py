@@ -38,7 +38,7 @@ def main() -> None:
     net.to(compute.device, memory_format=torch.channels_last)
 
     rows = []
-    progress = tqdm(loader, desc=f"evaluating on {args.test_dataset}", unit="batch", leave=False)
+    progress = tqdm(loader, desc=f"evaluating on {args.test_dataset}", unit="batch", leave=False, disable=None)
     for outputs, images in predict(net, progress, compute):
         for index, image in enumerate(images):
             probabilities = {task: torch.sigmoid(outputs[task][index, 0]) for task in net.tasks}

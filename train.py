@@ -150,7 +150,9 @@ def training_loader(
 ) -> DataLoader:
     """Batches of training items in an order of each epoch's own; the last incomplete one is dropped."""
     if len(items) < args.batch_size:
-        raise UserError(f"-batch_size {args.batch_size}: there are only {len(items)} training items.")
+        raise UserError(
+            f"-batch_size {args.batch_size}: there are only {len(items)} training items; use that or fewer."
+        )
     return DataLoader(
         TrainSet(items, reader, args.seed),
         batch_size=args.batch_size,

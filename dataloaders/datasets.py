@@ -48,7 +48,7 @@ class Reader:
 
     def check(self, samples: Iterable[Sample]) -> None:
         """Read every sample, so that a bad file is found before training starts, not in its midst."""
-        for sample in tqdm(list(dict.fromkeys(samples)), desc="reading data", unit="image", leave=False):
+        for sample in tqdm(list(dict.fromkeys(samples)), desc="reading data", unit="image", leave=False, disable=None):
             self(sample)
 
 

@@ -138,8 +138,8 @@ def read_split(path: Path, count: int, source: str) -> dict[str, list[int]]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; it says which images are for training. {_again(source)}")
     try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        split = {part: [int(index) for index in split[part]] for part in ("train", "val")}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        split = {part: _indices(content[part]) for part in ("train", "val")}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
             f'{path}: expected {{"train": [indices], "val": [indices]}} ({error!r}). {_again(source)}'
@@ -157,3 +157,12 @@ def read_split(path: Path, count: int, source: str) -> dict[str, list[int]]:
     if both:
         raise UserError(f"{path}: index {both[0]} is in both 'train' and 'val' ({len(both)} such). {_again(source)}")
     return split
+
+
+def _indices(values: object) -> list[int]:
+    """`values` if it is a list of whole numbers, each once; ValueError otherwise."""
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError("not a list of whole numbers")
+    if len(set(values)) != len(values):
+        raise ValueError("a number occurs twice")
+    return values

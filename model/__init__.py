@@ -115,7 +115,7 @@ def list_models() -> list[str]:
 def network(name: str) -> Network:
     """The table's row for `name`. UserError, with the nearest name, where there is none."""
     if name not in NETWORKS:
-        nearest = difflib.get_close_matches(name, NETWORKS, n=1)
+        nearest = difflib.get_close_matches(name.lower(), NETWORKS, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
         raise UserError(f"there is no model named {name!r}.{hint} The models are: {', '.join(NETWORKS)}.")
     return NETWORKS[name]

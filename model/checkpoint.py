@@ -69,7 +69,7 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}. Train one with train.py, or correct -load_path.")
+        raise UserError(f"there is no checkpoint {path}. Train one with train.py, or correct the path.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

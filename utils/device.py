@@ -41,7 +41,7 @@ def choose_compute(gpu: str, precision: str = "auto") -> Compute:
     """
     if gpu in ("cpu", "-1"):
         device = torch.device("cpu")
-    elif not gpu.isdigit():
+    elif not gpu.isdecimal():
         raise UserError(f"-gpu {gpu}: expected the index of a CUDA device, such as 0, or cpu.")
     elif not torch.cuda.is_available():
         print(f"-gpu {gpu}: no CUDA device is available here, running on the CPU.")

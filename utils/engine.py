@@ -52,7 +52,7 @@ def train_one_epoch(
     net.train()
     sums: dict[str, float] = defaultdict(float)
     optimizer.zero_grad()
-    for step, batch in enumerate(tqdm(loader, desc="training", unit="batch", leave=False)):
+    for step, batch in enumerate(tqdm(loader, desc="training", unit="batch", leave=False, disable=None)):
         group = min(accumulate, len(loader) - step // accumulate * accumulate)  # the last one may be smaller
         losses = train_step(net, batch.to(compute.device), criterion, compute, progress, group)
         if (step + 1) % accumulate == 0 or step + 1 == len(loader):
@@ -102,7 +102,9 @@ def predict(
 def validate(net: nn.Module, loader: DataLoader, compute: Compute) -> dict[str, float]:
     """Mean IoU and Dice per image at the network's size, at the threshold p >= 0.5, on the label the data carries."""
     scores: dict[str, list[float]] = defaultdict(list)
-    batches = ((batch.image, batch) for batch in tqdm(loader, desc="validating", unit="batch", leave=False))
+    batches = (
+        (batch.image, batch) for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=None)
+    )
     for outputs, batch in predict(net, batches, compute):
         for task, masks in batch.masks.items():
             for logits, mask in zip(outputs[task], masks, strict=True):

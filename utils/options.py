@@ -23,6 +23,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UserError(f"{message}. See {self.prog} --help.")
 
+    def _get_option_tuples(self, option_string: str) -> list:
+        # Python 3.11 still takes -batch for -batch_size, whatever allow_abbrev says.
+        return []
+
 
 class _Group:
     """A titled group of flags; `add("lr", ...)` makes -lr and --lr, whose help shows the default."""
@@ -145,7 +149,9 @@ def train_parser() -> argparse.ArgumentParser:
         type=Path,
         help="go on exactly from a <model>_last.pth, or start a new run with the weights of any other checkpoint",
     )
-    run.add("resume_epoch", type=whole, default=0, help="go on after this many epochs of run -run_id (-1: the newest)")
+    run.add(
+        "resume_epoch", type=whole, default=0, help="go on after this many epochs of the run -run_id, or of the newest"
+    )
     run.add("save_every", type=whole, default=10, help="epochs between kept checkpoints <model>_epoch-<n>.pth; 0: none")
     run.add("log_every", type=natural, default=40, help="batches between training losses in TensorBoard")
     _add_machine(parser)
