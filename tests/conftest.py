@@ -28,11 +28,13 @@ def shared(*parts: str) -> Path:
     return path
 
 
-def run_script(script: str, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, *args: object, cwd: Path | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Run train.py, eval.py, ... of the repository as a user does, from the repository root unless `cwd` says else."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 def write_image(path: Path, values: np.ndarray) -> Path:
