@@ -428,7 +428,7 @@ def test_unknown_model_on_the_command_line(parse: Callable[[list[str]], object])
         (["-mask_rule", "author"], ["-mask_rule", "'author'", "clean", "authors"]),
         (["-epochs", "3"], ["-epochs"]),
         (["-lr"], ["-lr", "expected one argument"]),
-        (["-load_path", "nowhere/x.pth"], ["no checkpoint nowhere/x.pth", "-load_path"]),
+        (["-load_path", "nowhere/x.pth"], ["no checkpoint nowhere/x.pth", "correct the path"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("-") else "",
 )

@@ -16,6 +16,7 @@ from dataloaders.samples import Sample, list_samples, mask_authors, mask_clean, 
 from dataloaders.tatn import pair
 from dataloaders.transforms import denormalise, flip, normalise, resize_image, resize_mask
 from utils.engine import join_eval_images
+from utils.errors import UserError
 
 BOTH = ("nodule", "gland")
 
@@ -483,3 +484,11 @@ def test_batch_moves_as_a_whole() -> None:
     assert moved.rows.keys() == moved.masks.keys() == {"nodule", "gland"}
     assert moved.names == batch.names
     assert batch.image.device.type == "cpu"
+
+
+@pytest.mark.parametrize("train", ["[1.7, 2]", '"123"', "[true, 2]", "[1, 1, 2]", "[Infinity]", "[null]"])
+def test_a_list_that_is_not_of_different_whole_numbers(tmp_path: Path, train: str) -> None:
+    path = tmp_path / "fold.json"
+    path.write_text(f'{{"train": {train}, "val": [0]}}')
+    with pytest.raises(UserError, match=r"fold\.json: expected .*indices"):
+        read_split(path, 10, "TN3K")

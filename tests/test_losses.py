@@ -314,3 +314,23 @@ def test_validation_looks_at_the_label_that_the_data_carries():
         ["a"],
     )
     assert validate(Full(), [batch], CPU)["iou"] == 1.0
+
+
+def test_a_smaller_last_group_of_batches_is_averaged_over_its_own_size() -> None:
+    """Three equal batches in groups of two: both steps see the gradient of one batch, as without groups."""
+    steps: list[torch.Tensor] = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self, closure=None):
+            steps.append(self.param_groups[0]["params"][0].grad.clone())
+
+    net = nn.Module()
+    net.weight = nn.Parameter(torch.ones(1))
+    net.forward = lambda image: {"nodule": image[:, :1] * net.weight}
+    batch = Batch(
+        torch.ones(1, 3, 2, 2), {"nodule": torch.arange(1)}, {"nodule": torch.ones(1, 1, 2, 2)}, torch.ones(1, 1), ["a"]
+    )
+    compute = Compute(torch.device("cpu"), False)
+    train_one_epoch(net, [batch] * 3, soft_dice, Recorder(net.parameters(), lr=0.1), compute, 0.0, accumulate=2)
+    assert len(steps) == 2
+    assert torch.allclose(steps[0], steps[1])
