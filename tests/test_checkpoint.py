@@ -165,7 +165,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_a_missing_file(path):
-    with pytest.raises(UserError, match=f"there is no checkpoint {path}.*-load_path"):
+    with pytest.raises(UserError, match=f"there is no checkpoint {path}.*correct the path"):
         load_checkpoint(path)
 
 
