@@ -66,6 +66,7 @@ def train(
         optimizer.load_state_dict(checkpoint["optimizer"])
     run.open_logs(first, first * len(loader))
     facts = {"model": {"name": args.model_name, "width": args.width, "tasks": list(net.tasks)}, "args": plain(args)}
+    done = first
     try:
         for epoch in range(first, args.nepochs):
             if epoch % args.update_lr_every == 0:
@@ -89,9 +90,9 @@ def train(
                 run.save(f"epoch-{epoch + 1}", net, facts | state)
             # Last of all: from here the epoch counts as done, and whatever was written before can be repeated.
             run.save("last", net, facts | state)
+            done = epoch + 1
             print(epoch_line(args, row, best), flush=True)
     except (KeyboardInterrupt, UserError):
-        done = facts.get("epoch", first)
         if done:
             print(
                 f"\nStopped; {run.checkpoint('last')} holds epoch {done}. Go on with: "
