@@ -1,6 +1,6 @@
 """Samples as training batches and as test images."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -67,27 +67,20 @@ class Batch:
     names: list[str]
 
     def to(self, device: torch.device) -> "Batch":
-        def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {task: tensor.to(device, non_blocking=True) for task, tensor in tensors.items()}
-
-        return replace(
-            self,
-            image=self.image.to(device, non_blocking=True),
-            rows=move(self.rows),
-            masks=move(self.masks),
-            share=self.share.to(device, non_blocking=True),
-        )
+        """The batch on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        def pin(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {task: tensor.pin_memory() for task, tensor in tensors.items()}
+        """The batch in page-locked memory; DataLoader calls this where pin_memory is asked for."""
+        return self._each(Tensor.pin_memory)
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
-            image=self.image.pin_memory(),
-            rows=pin(self.rows),
-            masks=pin(self.masks),
-            share=self.share.pin_memory(),
+            image=change(self.image),
+            rows={task: change(rows) for task, rows in self.rows.items()},
+            masks={task: change(masks) for task, masks in self.masks.items()},
+            share=change(self.share),
         )
 
 
