@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: scores of each image, a summary, masks, overlays, and a table to read."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -70,9 +71,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
 def write_summary(folder: Path, rows: Sequence[Row], facts: Row) -> dict[str, Any]:
     """Write per_image.csv and summary.json; answers the summary."""
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "per_image.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(lines)
+    table = io.StringIO()
+    csv.writer(table).writerows(lines)
+    _write(folder / "per_image.csv", table.getvalue().encode())
     authors = [{name: row[f"authors_{name}"] for name in AUTHORS_METRICS} for row in rows]
     clean = [{k: v for k, v in row.items() if k != "name" and not k.startswith("authors_")} for row in rows]
     summary = {
