@@ -8,43 +8,39 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataloaders import TEST_OF, TESTING
-from dataloaders.datasets import EvalSet
+from dataloaders.datasets import EvalImage, EvalSet
 from model import network, read_checkpoint, restore
 from utils.device import choose_compute
-from utils.engine import join_eval_images, predict
+from utils.engine import assess
 from utils.errors import UserError, run_script
 from utils.options import check_input_size, eval_parser
-from utils.report import evaluation_table, score, write_pictures, write_summary
+from utils.report import Row, evaluation_table, score, write_pictures, write_summary
 
 
 def main() -> None:
     args = eval_parser().parse_args()
-    compute = choose_compute(args.gpu, args.precision)
+    compute = choose_compute(args.gpu, args.precision, args.compile)
     checkpoint = read_checkpoint(args.load_path)
     net = restore(checkpoint, args.model_name)
     facts = complete(args, net, checkpoint)
-    samples = TESTING[args.test_dataset](args.data_root)
-    loader = DataLoader(
-        EvalSet(samples, args.input_size),
-        batch_size=args.batch_size,
-        collate_fn=join_eval_images,
-        num_workers=args.num_workers,
-    )
-    net.to(compute.device, memory_format=torch.channels_last)
+    images = EvalSet(TESTING[args.test_dataset](args.data_root), args.input_size)
 
-    rows = []
-    progress = tqdm(loader, desc=f"evaluating on {args.test_dataset}", unit="batch", leave=False, disable=None)
-    for outputs, images in predict(net, progress, compute):
-        for index, image in enumerate(images):
+    def finish(outputs: dict[str, Tensor], batch: list[EvalImage]) -> list[Row]:
+        rows = []
+        for index, image in enumerate(batch):
             probabilities = {task: torch.sigmoid(outputs[task][index, 0]) for task in net.tasks}
             row, predicted = score(image, probabilities)
             write_pictures(args.save_dir, image, predicted, row["iou"])
             rows.append(row)
+        return rows
+
+    rows = assess(net, images, args.batch_size, finish, compute, args.num_workers)
+    progress = f"evaluating on {args.test_dataset}"
+    rows = list(tqdm(rows, progress, len(images), unit="image", leave=False, disable=None))
     summary = write_summary(args.save_dir, rows, {**facts, "compute": str(compute)})
     print(evaluation_table(summary, network(facts["model"]).published))
     print(f"per_image.csv, summary.json, masks/ and overlays/ are in {args.save_dir}")

@@ -17,8 +17,9 @@ from dataloaders.datasets import EpochSampler, Reader, TrainSet, ValidationSet, 
 from dataloaders.samples import Sample
 from dataloaders.transforms import denormalise
 from model import create_model, network, restore, transfer
+from model.recompute import recompute
 from utils.device import Compute, choose_compute
-from utils.engine import learning_rate, predict, seed_epoch, train_one_epoch, validate
+from utils.engine import answer, learning_rate, seed_epoch, train_one_epoch, validate
 from utils.errors import UserError, run_script
 from utils.losses import CRITERIA
 from utils.options import parse_train_args
@@ -28,18 +29,18 @@ from utils.visual import PREDICTED, TRUE, draw_contours, grid
 
 def main() -> None:
     args, checkpoint = parse_train_args()
-    compute = choose_compute(args.gpu, args.precision)
+    compute = choose_compute(args.gpu, args.precision, args.compile)
     tasks = tasks_to_train(args.dataset, args.model_name, network(args.model_name).tasks)
     reader = Reader(args.input_size, args.mask_rule)
     items, val_samples = training_samples(args.dataset, tasks, args.data_root, args.fold)
     if args.check_data:
         return check_data(args, reader, items, val_samples)
     reader.check([sample for item in items for sample in item] + val_samples)
+    print(reader)
 
     net = build_network(args, tasks, checkpoint)
-    net.to(compute.device, memory_format=torch.channels_last)
     loader = training_loader(args, items, reader, compute)
-    val_loader = DataLoader(ValidationSet(val_samples, reader), batch_size=16, collate_fn=collate)
+    validation = ValidationSet(val_samples, reader)
     resumed = args.resume_epoch > 0
     run = (
         Run(args.load_path.parent, args.model_name)
@@ -47,7 +48,7 @@ def main() -> None:
         else Run.create(args.run_root, args.run_id, args.model_name)
     )
     describe(args, run, net, tasks, len(items), len(val_samples), compute)
-    train(args, run, net, loader, val_loader, compute, checkpoint if resumed else None)
+    train(args, run, net, loader, validation, compute, checkpoint if resumed else None)
 
 
 def train(
@@ -55,11 +56,12 @@ def train(
     run: Run,
     net: nn.Module,
     loader: DataLoader,
-    val_loader: DataLoader,
+    validation: ValidationSet,
     compute: Compute,
     checkpoint: dict | None,
 ) -> None:
     """All epochs: a step of the schedule where one is due, an epoch of training, validation, the checkpoints."""
+    forward = compute.for_training(net)
     first, best = (checkpoint["epoch"], checkpoint["best"]) if checkpoint else (0, -1.0)
     optimizer = new_optimizer(args, net, first)
     if first % args.update_lr_every:
@@ -71,17 +73,15 @@ def train(
         for epoch in range(first, args.nepochs):
             if epoch % args.update_lr_every == 0:
                 optimizer = new_optimizer(args, net, epoch)
-            losses = run_epoch(args, run, net, loader, optimizer, compute, epoch)
-            scores = validate(net, val_loader, compute) if args.use_test else {}
+            losses = run_epoch(args, run, forward, loader, optimizer, compute, epoch)
+            scores = validate(net, validation, compute) if args.use_test else {}
             improved = scores.get("iou", best) > best
             best = max(best, scores.get("iou", best))
 
             row = log_row(args, losses, scores, epoch)
             run.log_epoch(row, (epoch + 1) * len(loader))
             if args.use_test:
-                run.log_image(
-                    "validation", validation_grid(net, val_loader.dataset, compute), (epoch + 1) * len(loader)
-                )
+                run.log_image("validation", validation_grid(net, validation, compute), (epoch + 1) * len(loader))
             facts |= {"epoch": epoch + 1, "best": best}
             state = {"optimizer": optimizer.state_dict()}
             if improved:
@@ -137,6 +137,8 @@ def build_network(args: argparse.Namespace, tasks: tuple[str, ...], checkpoint: 
     elif (source := pretrained_weights(args)) is not None:
         copied = transfer(restore(source, None if "model" in source else args.model_name), net)
         print(f"-pretrain: {copied} of {len(net.state_dict())} tensors from {source['path']}")
+    if args.save_memory:
+        recompute(net.full_size_stages())
     return net
 
 
@@ -217,17 +219,17 @@ def epoch_line(args: argparse.Namespace, row: dict[str, float], best: float) -> 
     return f"{line}  best {best:.4f}" if args.use_test else line
 
 
-def validation_grid(net: nn.Module, dataset: ValidationSet, compute: Compute) -> np.ndarray:
+def validation_grid(net: nn.Module, validation: ValidationSet, compute: Compute) -> np.ndarray:
     """A fixed choice of eight validation images with true and predicted contours."""
-    chosen = np.linspace(0, len(dataset) - 1, min(8, len(dataset))).astype(int)
-    batch = collate([dataset[int(index)] for index in chosen])
+    chosen = np.linspace(0, len(validation) - 1, min(8, len(validation))).astype(int)
+    images, batch = validation.batch([int(number) for number in chosen])
     task = next(iter(batch.masks))
-    outputs, _ = next(predict(net, [(batch.image, None)], compute))
-    outlined = zip(batch.image, batch.masks[task], outputs[task], strict=True)
+    with torch.inference_mode():
+        logits = answer(compute.for_inference(net, [task]), images, compute)[task]
     return grid(
         [
-            draw_contours(denormalise(image), [(mask[0].numpy() > 0, TRUE), (logits[0].numpy() >= 0, PREDICTED)])
-            for image, mask, logits in outlined
+            draw_contours(denormalise(image), [(mask[0].numpy() > 0, TRUE), (found[0].numpy() >= 0, PREDICTED)])
+            for image, mask, found in zip(images, batch.masks[task], logits, strict=True)
         ]
     )
 

@@ -46,6 +46,12 @@ class Reader:
             self.cache[sample] = prepared
         return prepared
 
+    def __str__(self) -> str:
+        kept, limit = (count * 4 * self.size**2 / 2**20 for count in (len(self.cache), self.most))
+        return (
+            f"{len(self.cache)} images are kept in memory at {self.size} x {self.size}: {kept:.0f} of {limit:.0f} MiB"
+        )
+
     def check(self, samples: Iterable[Sample]) -> None:
         """Read every sample, so that a bad file is found before training starts, not in its midst."""
         for sample in tqdm(list(dict.fromkeys(samples)), desc="reading data", unit="image", leave=False, disable=None):
@@ -94,7 +100,7 @@ def collate(items: Sequence[Sequence[tuple[Sample, Prepared]]]) -> Batch:
         for task, indices in rows.items()
     }
     return Batch(
-        image=torch.stack([normalise(prepared.image) for _, prepared in flat]),
+        image=normalise(np.stack([prepared.image for _, prepared in flat])),
         rows={task: torch.tensor(indices) for task, indices in rows.items()},
         masks=masks,
         share=torch.tensor([[flat[i][1].share] for i in rows.get("nodule", [])]),
@@ -126,17 +132,20 @@ class TrainSet(Dataset):
         return prepared._replace(image=image, mask=mask)
 
 
-class ValidationSet(Dataset):
-    """The samples one by one, as they are."""
+class ValidationSet:
+    """The samples as they are; `tasks`: what they are labelled for."""
 
     def __init__(self, samples: Sequence[Sample], reader: Reader) -> None:
         self.samples, self.reader = samples, reader
+        self.tasks = tuple(dict.fromkeys(sample.task for sample in samples))
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> list[tuple[Sample, Prepared]]:
-        return [(self.samples[index], self.reader(self.samples[index]))]
+    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Batch]:
+        """The samples of these numbers, and their images apart for the network."""
+        batch = collate([[(self.samples[number], self.reader(self.samples[number]))] for number in numbers])
+        return batch.image, batch
 
 
 class EpochSampler(TorchSampler):
@@ -154,15 +163,14 @@ class EpochSampler(TorchSampler):
 
 
 class EvalImage(NamedTuple):
-    """An image to be tested: `image` (3, S, S) for the network, `native` (H, W, 3) and `mask` (H, W) as on disk."""
+    """An image to be tested: `native` (H, W, 3) and `mask` (H, W) as on disk."""
 
     sample: Sample
-    image: Tensor
     native: np.ndarray
     mask: np.ndarray
 
 
-class EvalSet(Dataset):
+class EvalSet:
     """Test images at native size beside the network's input. The mask stays raw: each protocol has its own rule."""
 
     def __init__(self, samples: Sequence[Sample], size: int) -> None:
@@ -171,6 +179,7 @@ class EvalSet(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> EvalImage:
-        native, mask = self.samples[index].read()
-        return EvalImage(self.samples[index], normalise(resize_image(native, self.size)), native, mask)
+    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, list[EvalImage]]:
+        """(images (B, 3, S, S) for the network, the images themselves, whose native sizes differ)."""
+        images = [EvalImage(self.samples[number], *self.samples[number].read()) for number in numbers]
+        return normalise(np.stack([resize_image(image.native, self.size) for image in images])), images

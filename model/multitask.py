@@ -41,7 +41,8 @@ class MultiTaskUNet(nn.Module):
 
     Called on (B, 3, H, W), ImageNet-normalised, H and W multiples of 16, it answers a dict of raw outputs:
     `nodule` and/or `gland`, logits (B, 1, H, W), as named by `tasks`; with a size head also `size` (B, 1), the
-    predicted share of the image that the nodule covers. ValueError for other shapes.
+    predicted share of the image that the nodule covers. ValueError for other shapes. With fewer `tasks` set later,
+    what only the others need is not computed.
 
     Source: Gong et al., ISBI 2021, figure 2; TRFE+: Gong et al., Comput. Biol. Med. 2023.
     """
@@ -69,14 +70,22 @@ class MultiTaskUNet(nn.Module):
         self.size_head = size_head(width) if predicts_size else None
         self.apply(init)
 
+    def full_size_stages(self) -> list[nn.Module]:
+        """The double convolutions at the image's own size, whose features take half the memory of a step."""
+        return [self.encoder.stages[0], *(decoder.convs[-1] for decoder in self.decoders.values())]
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         check_input(image, self.stride)
         features = self.encoder(image)
         outputs, guide = {}, None
-        if "gland" in self.tasks:
-            gland = self.decoders["gland"](features)
-            outputs["gland"] = self.heads["gland"](gland[-1])
-            guide = self._guided_by(gland, outputs["gland"])
+        if "gland" in self.tasks or self.guide is not None:
+            # The last step up, the dearest, is only for the gland's map.
+            mapped = "gland" in self.tasks or self.guide.uses_logits
+            gland = self.decoders["gland"](features, steps=4 if mapped else 3)
+            logits = self.heads["gland"](gland[-1]) if mapped else None
+            if "gland" in self.tasks:
+                outputs["gland"] = logits
+            guide = self._guided_by(gland, logits)
         if "nodule" in self.tasks:
             outputs["nodule"] = self.heads["nodule"](self.decoders["nodule"](features, guide)[-1])
         if self.size_head is not None:
@@ -84,7 +93,7 @@ class MultiTaskUNet(nn.Module):
         return outputs
 
     def _guided_by(
-        self, gland_features: Sequence[Tensor], gland_logits: Tensor
+        self, gland_features: Sequence[Tensor], gland_logits: Tensor | None
     ) -> Callable[[int, Tensor], Tensor] | None:
         """The guide with this image's prior filled in: (level, x) -> guided x."""
         if self.guide is None:

@@ -13,19 +13,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .blocks import DECODER_FACTORS, double_conv
+from .blocks import DECODER_FACTORS, GroupNorm, double_conv
 
 
 class Guide(nn.Module):
-    """Base of the guides; `width` is the network's, so that level k has width * (8, 4, 2)[k] channels."""
+    """Base of the guides; `width` is the network's, so that level k has width * (8, 4, 2)[k] channels.
+
+    uses_logits: whether it needs the gland's map, for which its decoder has to climb to full scale.
+    """
+
+    uses_logits = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.channels = [width * factor for factor in DECODER_FACTORS[:-1]]
 
-    def prior(self, gland_features: Sequence[Tensor], gland_logits: Tensor) -> Sequence[Tensor]:
+    def prior(self, gland_features: Sequence[Tensor], gland_logits: Tensor | None) -> Sequence[Tensor]:
         """What the gland's decoder tells level 0, 1 and 2; by default its features G, each (B, c, H, W)."""
-        return gland_features[:-1]
+        return gland_features[: len(self.channels)]
 
     def forward(self, level: int, x: Tensor, prior: Tensor) -> Tensor:
         """Guided feature of `level`, of x's shape."""
@@ -35,7 +40,9 @@ class Guide(nn.Module):
 class MaskGuide(Guide):
     """x + x * P: RPG-A, where release and figure agree (trfe)."""
 
-    def prior(self, gland_features: Sequence[Tensor], gland_logits: Tensor) -> list[Tensor]:
+    uses_logits = True
+
+    def prior(self, gland_features: Sequence[Tensor], gland_logits: Tensor | None) -> list[Tensor]:
         """P = sigmoid(gland logits), (B, 1, H, W), at 1/8, 1/4 and 1/2."""
         halves = [torch.sigmoid(gland_logits)]
         for _ in self.channels:
@@ -94,7 +101,7 @@ class GlandAttention(nn.Module):
         super().__init__()
         squeezed = max(8, 2 * channels // 32)
         self.squeeze = nn.Sequential(
-            nn.Conv2d(2 * channels, squeezed, 1), nn.GroupNorm(8, squeezed), nn.LeakyReLU(0.2, inplace=True)
+            nn.Conv2d(2 * channels, squeezed, 1), GroupNorm(8, squeezed), nn.LeakyReLU(0.2, inplace=True)
         )
         self.height = nn.Conv2d(squeezed, channels, 1)
         self.width = nn.Conv2d(squeezed, channels, 1)

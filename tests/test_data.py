@@ -15,7 +15,6 @@ from dataloaders.datasets import Batch, EpochSampler, EvalSet, Prepared, Reader,
 from dataloaders.samples import Sample, list_samples, mask_authors, mask_clean, read_split
 from dataloaders.tatn import pair
 from dataloaders.transforms import denormalise, flip, normalise, resize_image, resize_mask
-from utils.engine import join_eval_images
 from utils.errors import UserError
 
 BOTH = ("nodule", "gland")
@@ -247,18 +246,26 @@ def test_channels_stay_apart_and_axes_in_place() -> None:
 def test_normalise_by_hand() -> None:
     image = np.zeros((2, 3, 3), np.uint8)
     image[0, 1] = (255, 0, 128)
-    out = normalise(image)
-    assert out.shape == (3, 2, 3)
+    out = normalise(np.stack([np.zeros_like(image), image]))
+    assert out.shape == (2, 3, 2, 3)
+    assert (out[0] == out[1, :, :1, :1]).all()
+    out = out[1]
     assert out.dtype == torch.float32
     expected = torch.tensor([(1 - 0.485) / 0.229, -0.456 / 0.224, (128 / 255 - 0.406) / 0.225])
     torch.testing.assert_close(out[:, 0, 1], expected)
     torch.testing.assert_close(out[:, 1, 2], torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
 
 
+def test_normalise_is_the_formula_to_the_last_bit() -> None:
+    image = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    mean, std = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))
+    assert (normalise(image).numpy().transpose(0, 2, 3, 1) == (image.astype(np.float32) / 255 - mean) / std).all()
+
+
 def test_denormalise_is_the_inverse() -> None:
     image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     image[..., 1] = image[..., 1].T
-    assert (denormalise(normalise(image)) == image).all()
+    assert (denormalise(normalise(image[None])[0]) == image).all()
     assert denormalise(torch.full((3, 1, 1), 99.0)).tolist() == [[[255] * 3]]
     assert denormalise(torch.full((3, 1, 1), -99.0)).tolist() == [[[0] * 3]]
 
@@ -333,9 +340,14 @@ def test_validation_is_never_flipped(lopsided: list) -> None:
     nodules = [nodule for nodule, _ in lopsided]
     data = ValidationSet(nodules, Reader(8))
     assert len(data) == 12
-    for _ in range(5):
-        assert [flips(data[index]) for index in range(12)] == [(False,)] * 12
-    assert [data[index][0][0] for index in range(12)] == nodules
+    images, batch = data.batch(range(12))
+    assert images is batch.image
+    assert (images[:, :, 0, 0] > images[:, :, 0, -1]).all()
+    assert (batch.masks["nodule"][..., 0] == 1).all()
+    assert (batch.masks["nodule"][..., -1] == 0).all()
+    assert batch.names == [nodule.name for nodule in nodules]
+    assert data.batch([3, 1])[1].names == [nodules[3].name, nodules[1].name]
+    assert data.tasks == ("nodule",)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -429,15 +441,15 @@ def test_evaluation_images_keep_their_size_and_raw_mask(tmp_path: Path) -> None:
         samples.append(sample_of(tmp_path, image, mask, number=number))
     data = EvalSet(samples, 16)
     assert len(data) == 2
-    for number, size in enumerate(sizes):
-        item = data[number]
-        assert item.sample == samples[number]
-        assert item.native.shape == (*size, 3)
-        assert np.unique(item.mask).tolist() == [3, 252, 255]
-        assert torch.equal(item.image, normalise(resize_image(item.native, 16)))
-    images, entries = next(iter(DataLoader(data, batch_size=2, collate_fn=join_eval_images)))
+    images, entries = data.batch([0, 1])
     assert images.shape == (2, 3, 16, 16)
-    assert [entry.mask.shape for entry in entries] == sizes
+    for number, size in enumerate(sizes):
+        entry = entries[number]
+        assert entry.sample == samples[number]
+        assert entry.native.shape == (*size, 3)
+        assert np.unique(entry.mask).tolist() == [3, 252, 255]
+        assert torch.equal(images[number], normalise(resize_image(entry.native, 16)[None])[0])
+    assert [entry.sample for entry in data.batch([1])[1]] == samples[1:]
 
 
 # --- batches -----------------------------------------------------------------------------------------------

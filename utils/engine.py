@@ -1,8 +1,9 @@
-"""The two loops worth knowing: train_one_epoch and predict; validate and eval.py are built on the second."""
+"""The two loops worth knowing: train_one_epoch and assess; validate and eval.py are built on the second."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,13 +11,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataloaders.datasets import Batch, EvalImage
+from dataloaders.datasets import Batch, ValidationSet
 from utils.device import Compute
 from utils.errors import UserError
 from utils.losses import batch_losses
 from utils.metrics import confusion, overlap
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+# Images at a time in validation; small, since several batches are under way at once.
+VALIDATION_BATCH = 4
 
 
 def learning_rate(base: float, epoch: int, nepochs: int, every: int) -> float:
@@ -87,32 +92,64 @@ def train_step(
     return {**{task: value.item() for task, value in losses.items()}, "loss": loss.item()}
 
 
-@torch.inference_mode()
-def predict(
-    net: nn.Module, batches: Iterable[tuple[Tensor, T]], compute: Compute
-) -> Iterator[tuple[dict[str, Tensor], T]]:
-    """Raw outputs (float32, on the CPU) of a network in eval mode for each (images (B, 3, S, S), anything)."""
-    net.eval()
-    for images, rest in batches:
-        with compute.autocast():
-            outputs = net(images.to(compute.device).contiguous(memory_format=torch.channels_last))
-        yield {name: output.float().cpu() for name, output in outputs.items()}, rest
+class Images(Protocol[T]):
+    """Numbered images: batch(numbers) answers (images (B, 3, S, S) for the network, anything about them)."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, T]: ...
 
 
-def validate(net: nn.Module, loader: DataLoader, compute: Compute) -> dict[str, float]:
+def assess(
+    net: nn.Module,
+    images: Images[T],
+    batch_size: int,
+    finish: Callable[[dict[str, Tensor], T], list[R]],
+    compute: Compute,
+    threads: int = 0,
+    tasks: Sequence[str] | None = None,
+) -> Iterator[R]:
+    """What `finish(raw outputs, anything about them)` answers for each batch, image by image in order.
+
+    The outputs come in float32, on the CPU, of `tasks` alone if given. Each batch is read, predicted and finished by
+    one of `threads` threads (0: as many as there are to compute with), which share the cores: so scoring and writing
+    never wait for the network.
+    """
+    cores = torch.get_num_threads()
+    threads = threads or cores
+    ready = compute.for_inference(net, tasks)
+
+    @torch.inference_mode()
+    def work(start: int) -> list[R]:
+        inputs, about = images.batch(range(start, min(start + batch_size, len(images))))
+        return finish(answer(ready, inputs, compute), about)
+
+    torch.set_num_threads(max(1, cores // threads))
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for results in pool.map(work, range(0, len(images), batch_size)):
+            yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def answer(ready: nn.Module, images: Tensor, compute: Compute) -> dict[str, Tensor]:
+    """Raw outputs, float32 and on the CPU, of a network that is ready for inference."""
+    outputs = ready(compute.images(images))
+    return {name: output.float().cpu() for name, output in outputs.items()}
+
+
+def validate(net: nn.Module, images: ValidationSet, compute: Compute) -> dict[str, float]:
     """Mean IoU and Dice per image at the network's size, at the threshold p >= 0.5, on the label the data carries."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    batches = (
-        (batch.image, batch) for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=None)
-    )
-    for outputs, batch in predict(net, batches, compute):
-        for task, masks in batch.masks.items():
-            for logits, mask in zip(outputs[task], masks, strict=True):
-                for name, value in overlap(confusion((logits[0] >= 0).numpy(), mask[0].bool().numpy())).items():
-                    scores[name].append(value)
-    return {name: float(np.mean(values)) for name, values in scores.items()}
 
+    def score(outputs: dict[str, Tensor], batch: Batch) -> list[dict[str, float]]:
+        return [
+            overlap(confusion((logits[0] >= 0).numpy(), mask[0].bool().numpy()))
+            for task, masks in batch.masks.items()
+            for logits, mask in zip(outputs[task], masks, strict=True)
+        ]
 
-def join_eval_images(images: Sequence[EvalImage]) -> tuple[Tensor, Sequence[EvalImage]]:
-    """Join test images for the network; their native sizes differ and stay apart."""
-    return torch.stack([image.image for image in images]), images
+    rows = assess(net, images, VALIDATION_BATCH, score, compute, tasks=images.tasks)
+    rows = list(tqdm(rows, "validating", len(images), unit="image", leave=False, disable=None))
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -85,7 +85,7 @@ def authors_metrics(prob: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         "iou": tp / (tp + fp + fn),
         "dice": f1,
         "mae": float(np.abs(prob - mask.astype(np.float64)).mean()),
-        "hd": _percentile95(*_directed_distances(pred, mask)),
+        "hd": _percentile95(*_directed_distances(*_around_both(pred, mask))),
     }
 
 
@@ -185,8 +185,17 @@ def _boundary_distances(pred: np.ndarray, mask: np.ndarray) -> tuple[float, floa
     if any(empty):
         distance = 0.0 if all(empty) else math.hypot(*mask.shape)
         return distance, distance
+    pred, mask = _around_both(pred, mask)
     there, back = _directed_distances(_boundary(pred), _boundary(mask))
     return _percentile95(there, back), float(np.concatenate([there, back]).mean())
+
+
+def _around_both(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both regions cut to the smallest rectangle that holds them: distances between them are the same there."""
+    either = a | b
+    rows, columns = (np.flatnonzero(either.any(axis)) for axis in (1, 0))
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return a[window], b[window]
 
 
 def _boundary(region: np.ndarray) -> np.ndarray:
@@ -200,7 +209,7 @@ def _boundary(region: np.ndarray) -> np.ndarray:
 def _directed_distances(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance of each true pixel of `a` to the nearest of `b`, and the reverse; neither may be empty.
 
-    Two distance transforms, whose cost grows with the image and not with the product of the two regions.
+    Two distance transforms, whose cost grows with the window and not with the product of the two regions.
     """
     return distance_transform_edt(~b)[a], distance_transform_edt(~a)[b]
 

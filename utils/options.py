@@ -93,11 +93,12 @@ def _new_parser(description: str) -> argparse.ArgumentParser:
     return _Parser(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_machine(parser: argparse.ArgumentParser, workers: str) -> None:
     machine = _Group(parser, "machine")
     machine.add("gpu", type=str, default="0", help="index of a CUDA device, or cpu; without CUDA the CPU is used")
     machine.add("precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it at speed")
-    machine.add("num_workers", type=whole, default=0, help="processes that load data beside the main one")
+    machine.add("compile", action="store_true", help="compile the network first (torch.compile)")
+    machine.add("num_workers", type=whole, default=0, help=workers)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -138,6 +139,9 @@ def train_parser() -> argparse.ArgumentParser:
     training.add("weight_decay", type=quantity, default=5e-4, help="weight decay of SGD")
     training.add("update_lr_every", type=natural, default=10, help="epochs between steps of the learning rate")
     training.add("naver_grad", type=natural, default=1, help="batches whose gradients are averaged for a step")
+    training.add(
+        "save_memory", action="store_true", help="compute full-size features twice instead of keeping them: same result"
+    )
     training.add("use_test", type=int, choices=(0, 1), default=1, metavar="0|1", help="validate after every epoch")
     training.add("seed", type=whole, default=1234, help="seed of weights, order, flips and dropout")
 
@@ -154,7 +158,7 @@ def train_parser() -> argparse.ArgumentParser:
     )
     run.add("save_every", type=whole, default=10, help="epochs between kept checkpoints <model>_epoch-<n>.pth; 0: none")
     run.add("log_every", type=natural, default=40, help="batches between training losses in TensorBoard")
-    _add_machine(parser)
+    _add_machine(parser, "processes that load data beside the main one")
     return parser
 
 
@@ -248,6 +252,6 @@ def eval_parser() -> argparse.ArgumentParser:
     )
     what.add("input_size", type=natural, help="default: the one it was trained with, or 224")
     what.add("save_dir", type=Path, help="default: eval-<dataset> beside the checkpoint")
-    what.add("batch_size", type=natural, default=8, help="images at a time")
-    _add_machine(parser)
+    what.add("batch_size", type=natural, default=2, help="images that go through the network together")
+    _add_machine(parser, "batches under way at once, each in a thread; 0: one per core")
     return parser

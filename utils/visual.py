@@ -30,9 +30,9 @@ def overlay(
 ) -> np.ndarray:
     """An image for a person to judge: all contours, and below them a legend and the caption.
 
-    image: (H, W, 3) uint8 RGB; masks: (H, W) bool. Enlarged by a whole factor to at least 400 pixels a side.
+    image: (H, W, 3) uint8 RGB; masks: (H, W) bool. Enlarged by a whole factor to about 400 pixels a side.
     """
-    factor = max(1, -(-400 // min(image.shape[:2])))
+    factor = max(1, round(400 / min(image.shape[:2])))
     height, width = (side * factor for side in image.shape[:2])
     enlarged = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_NEAREST)
     legend = [("true", true, TRUE), ("predicted", predicted, PREDICTED)]
