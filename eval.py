@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dataloaders import TEST_OF, TESTING
 from dataloaders.datasets import EvalImage, EvalSet
@@ -18,16 +17,23 @@ from utils.device import choose_compute
 from utils.engine import assess
 from utils.errors import UserError, run_script
 from utils.options import check_input_size, eval_parser
+from utils.parallel import Ranks, processes
 from utils.report import Row, evaluation_table, score, write_pictures, write_summary
 
 
 def main() -> None:
-    args = eval_parser().parse_args()
-    compute = choose_compute(args.gpu, args.precision, args.compile)
+    with processes() as ranks:
+        evaluate(eval_parser().parse_args(), ranks)
+
+
+def evaluate(args: argparse.Namespace, ranks: Ranks) -> None:
+    compute = choose_compute(ranks.gpu(args.gpu), args.precision, args.compile)
     checkpoint = read_checkpoint(args.load_path)
     net = restore(checkpoint, args.model_name)
     facts = complete(args, net, checkpoint)
-    images = EvalSet(TESTING[args.test_dataset](args.data_root), args.input_size)
+    with ranks.first_alone():
+        samples = TESTING[args.test_dataset](args.data_root)
+    images = EvalSet(samples, args.input_size)
 
     def finish(outputs: dict[str, Tensor], batch: list[EvalImage]) -> list[Row]:
         rows = []
@@ -38,9 +44,9 @@ def main() -> None:
             rows.append(row)
         return rows
 
-    rows = assess(net, images, args.batch_size, finish, compute, args.num_workers)
-    progress = f"evaluating on {args.test_dataset}"
-    rows = list(tqdm(rows, progress, len(images), unit="image", leave=False, disable=None))
+    rows = assess(net, images, args.batch_size, finish, compute, args.num_workers, ranks=ranks)
+    if not ranks.writes:
+        return
     summary = write_summary(args.save_dir, rows, {**facts, "compute": str(compute)})
     print(evaluation_table(summary, network(facts["model"]).published))
     print(f"per_image.csv, summary.json, masks/ and overlays/ are in {args.save_dir}")

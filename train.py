@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dataloaders import TEST_OF, TESTING, tasks_to_train, training_samples
-from dataloaders.datasets import EpochSampler, Reader, TrainSet, ValidationSet, collate
+from dataloaders.datasets import EpochBatches, Reader, TrainSet, ValidationSet, collate
 from dataloaders.samples import Sample
 from dataloaders.transforms import denormalise
 from model import create_model, network, restore, transfer
@@ -23,32 +23,29 @@ from utils.engine import answer, learning_rate, seed_epoch, train_one_epoch, val
 from utils.errors import UserError, run_script
 from utils.losses import CRITERIA
 from utils.options import parse_train_args
-from utils.run import Run, pretrained_weights
+from utils.parallel import Ranks, processes, synchronise_batch_norm
+from utils.run import Onlooker, Run, pretrained_weights
 from utils.visual import PREDICTED, TRUE, draw_contours, grid
 
 
 def main() -> None:
-    args, checkpoint = parse_train_args()
-    compute = choose_compute(args.gpu, args.precision, args.compile)
-    tasks = tasks_to_train(args.dataset, args.model_name, network(args.model_name).tasks)
-    reader = Reader(args.input_size, args.mask_rule)
-    items, val_samples = training_samples(args.dataset, tasks, args.data_root, args.fold)
-    if args.check_data:
-        return check_data(args, reader, items, val_samples)
-    reader.check([sample for item in items for sample in item] + val_samples)
-    print(reader)
+    with processes() as ranks:
+        args, checkpoint = parse_train_args()
+        compute = choose_compute(ranks.gpu(args.gpu), args.precision, args.compile)
+        tasks = tasks_to_train(args.dataset, args.model_name, network(args.model_name).tasks)
+        reader = Reader(args.input_size, args.mask_rule)
+        with ranks.first_alone():
+            items, val_samples = training_samples(args.dataset, tasks, args.data_root, args.fold)
+        if args.check_data:
+            return check_data(args, reader, items, val_samples)
+        reader.check([sample for item in items for sample in item] + val_samples)
+        print(reader)
 
-    net = build_network(args, tasks, checkpoint)
-    loader = training_loader(args, items, reader, compute)
-    validation = ValidationSet(val_samples, reader)
-    resumed = args.resume_epoch > 0
-    run = (
-        Run(args.load_path.parent, args.model_name)
-        if resumed
-        else Run.create(args.run_root, args.run_id, args.model_name)
-    )
-    describe(args, run, net, tasks, len(items), len(val_samples), compute)
-    train(args, run, net, loader, validation, compute, checkpoint if resumed else None)
+        net = build_network(args, tasks, checkpoint, compute, ranks)
+        loader = training_loader(args, items, reader, compute, ranks)
+        run = open_run(args, ranks)
+        describe(args, run, net, tasks, len(items), len(val_samples), compute, ranks)
+        train(args, run, net, loader, ValidationSet(val_samples, reader), compute, ranks, checkpoint)
 
 
 def train(
@@ -58,10 +55,12 @@ def train(
     loader: DataLoader,
     validation: ValidationSet,
     compute: Compute,
+    ranks: Ranks,
     checkpoint: dict | None,
 ) -> None:
     """All epochs: a step of the schedule where one is due, an epoch of training, validation, the checkpoints."""
-    forward = compute.for_training(net)
+    forward = ranks.wrapped(compute.for_training(net), compute.device)
+    checkpoint = checkpoint if args.resume_epoch else None
     first, best = (checkpoint["epoch"], checkpoint["best"]) if checkpoint else (0, -1.0)
     optimizer = new_optimizer(args, net, first)
     if first % args.update_lr_every:
@@ -73,8 +72,8 @@ def train(
         for epoch in range(first, args.nepochs):
             if epoch % args.update_lr_every == 0:
                 optimizer = new_optimizer(args, net, epoch)
-            losses = run_epoch(args, run, forward, loader, optimizer, compute, epoch)
-            scores = validate(net, validation, compute) if args.use_test else {}
+            losses = run_epoch(args, run, forward, loader, optimizer, compute, ranks, epoch)
+            scores = validate(net, validation, compute, ranks) if args.use_test else {}
             improved = scores.get("iou", best) > best
             best = max(best, scores.get("iou", best))
 
@@ -112,11 +111,12 @@ def run_epoch(
     loader: DataLoader,
     optimizer: torch.optim.Optimizer,
     compute: Compute,
+    ranks: Ranks,
     epoch: int,
 ) -> dict[str, float]:
     """One epoch of training with its own random state; answers the mean losses."""
-    loader.sampler.epoch = epoch
-    seed_epoch(args.seed, epoch)
+    loader.batch_sampler.epoch = epoch
+    seed_epoch(args.seed, epoch, ranks.rank)
 
     def on_step(step: int, losses: dict[str, float]) -> None:
         if (step + 1) % args.log_every == 0:
@@ -124,11 +124,13 @@ def run_epoch(
 
     progress = epoch / args.nepochs
     return train_one_epoch(
-        net, loader, CRITERIA[args.criterion], optimizer, compute, progress, args.naver_grad, on_step
+        net, loader, CRITERIA[args.criterion], optimizer, compute, progress, args.naver_grad, on_step, ranks
     )
 
 
-def build_network(args: argparse.Namespace, tasks: tuple[str, ...], checkpoint: dict | None) -> nn.Module:
+def build_network(
+    args: argparse.Namespace, tasks: tuple[str, ...], checkpoint: dict | None, compute: Compute, ranks: Ranks
+) -> nn.Module:
     """A new network, with the weights of -load_path or, as far as they fit, of -pretrain."""
     torch.manual_seed(args.seed)
     net = create_model(args.model_name, args.width, tasks)
@@ -139,7 +141,7 @@ def build_network(args: argparse.Namespace, tasks: tuple[str, ...], checkpoint: 
         print(f"-pretrain: {copied} of {len(net.state_dict())} tensors from {source['path']}")
     if args.save_memory:
         recompute(net.full_size_stages())
-    return net
+    return synchronise_batch_norm(net, compute.device) if args.sync_bn and ranks.world > 1 else net
 
 
 def new_optimizer(args: argparse.Namespace, net: nn.Module, epoch: int) -> torch.optim.Optimizer:
@@ -148,20 +150,33 @@ def new_optimizer(args: argparse.Namespace, net: nn.Module, epoch: int) -> torch
     return torch.optim.SGD(net.parameters(), lr=lr, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
+def open_run(args: argparse.Namespace, ranks: Ranks) -> Run:
+    """The run folder: that of the run that goes on, or a new one; of several processes the first writes it."""
+    if args.resume_epoch:
+        folder = args.load_path.parent
+    elif ranks.writes:
+        folder = ranks.same(Run.create(args.run_root, args.run_id, args.model_name).folder)
+    else:
+        folder = ranks.same(None)
+    return (Run if ranks.writes else Onlooker)(folder, args.model_name)
+
+
 def training_loader(
-    args: argparse.Namespace, items: list[tuple[Sample, ...]], reader: Reader, compute: Compute
+    args: argparse.Namespace, items: list[tuple[Sample, ...]], reader: Reader, compute: Compute, ranks: Ranks
 ) -> DataLoader:
-    """Batches of training items in an order of each epoch's own; the last incomplete one is dropped."""
+    """Batches of training items in an order of each epoch's own; of several processes each has its part of them."""
     if len(items) < args.batch_size:
         raise UserError(
             f"-batch_size {args.batch_size}: there are only {len(items)} training items; use that or fewer."
         )
+    if args.batch_size % ranks.world:
+        raise UserError(
+            f"-batch_size {args.batch_size} cannot be split over {ranks.world} processes: use a multiple of that."
+        )
     return DataLoader(
         TrainSet(items, reader, args.seed),
-        batch_size=args.batch_size,
-        sampler=EpochSampler(len(items), args.seed),
+        batch_sampler=EpochBatches(len(items), args.batch_size, args.seed, ranks.rank, ranks.world),
         collate_fn=collate,
-        drop_last=True,
         num_workers=args.num_workers,
         persistent_workers=args.num_workers > 0,
         pin_memory=compute.device.type == "cuda",
@@ -185,7 +200,14 @@ def check_data(
 
 
 def describe(
-    args: argparse.Namespace, run: Run, net: nn.Module, tasks: tuple[str, ...], items: int, vals: int, compute: Compute
+    args: argparse.Namespace,
+    run: Run,
+    net: nn.Module,
+    tasks: tuple[str, ...],
+    items: int,
+    vals: int,
+    compute: Compute,
+    ranks: Ranks,
 ) -> None:
     """Say what is about to happen, on the terminal and in args.json."""
     what = "pairs" if len(tasks) > 1 else "images"
@@ -199,8 +221,10 @@ def describe(
         f"SGD: lr {args.lr:g}, momentum {args.momentum:g}, weight decay {args.weight_decay:g}; {args.criterion} loss; "
         f"batches of {args.batch_size} {what}; {args.nepochs} epochs"
     )
-    print(f"{compute}; everything is written to {run.folder}", flush=True)
-    run.describe(plain(args), parameters=parameters, device=compute.name, bf16=compute.bf16, seed=args.seed)
+    many = f"{ranks.world} processes, each: " if ranks.world > 1 else ""
+    print(f"{many}{compute}; everything is written to {run.folder}", flush=True)
+    facts = {"device": compute.name, "bf16": compute.bf16, "processes": ranks.world}
+    run.describe(plain(args), parameters=parameters, **facts, seed=args.seed)
 
 
 def log_row(

@@ -148,18 +148,23 @@ class ValidationSet:
         return batch.image, batch
 
 
-class EpochSampler(TorchSampler):
-    """(epoch, index) in an order drawn from (seed, epoch); set `epoch` before each epoch."""
+class EpochBatches(TorchSampler):
+    """Batches of (epoch, index) in an order drawn from (seed, epoch); set `epoch` before each epoch.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    The last incomplete batch is dropped. Of several processes each takes its `part` of every batch, one of `parts`.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> None:
+        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
+        self.start, self.count = part * batch_size // parts, batch_size // parts
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.batch_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+        for first in range(self.start, len(self) * self.batch_size, self.batch_size):
+            yield [(self.epoch, int(index)) for index in order[first : first + self.count]]
 
 
 class EvalImage(NamedTuple):

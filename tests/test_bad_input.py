@@ -22,6 +22,7 @@ from train import training_loader
 from utils.device import choose_compute
 from utils.errors import UserError
 from utils.options import eval_parser, parse_train_args
+from utils.parallel import ALONE
 from utils.run import Run
 
 LINK = "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation"
@@ -489,9 +490,9 @@ def test_batch_larger_than_the_data(data_root: Path) -> None:
     items, _ = training_samples("TN3K", ("nodule",), data_root, 0)
     args = argparse.Namespace(batch_size=9, seed=0, num_workers=0)
     with pytest.raises(UserError, match=r"-batch_size 9: there are only 8 training items"):
-        training_loader(args, items, Reader(16), choose_compute("cpu"))
+        training_loader(args, items, Reader(16), choose_compute("cpu"), ALONE)
     args.batch_size = 8
-    assert len(training_loader(args, items, Reader(16), choose_compute("cpu"))) == 1
+    assert len(training_loader(args, items, Reader(16), choose_compute("cpu"), ALONE)) == 1
 
 
 def test_synthetic_data_where_it_cannot_be_made(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from conftest import make_data, shared, write_image
 from torch.utils.data import DataLoader
 
 from dataloaders import TEST_OF, TESTING, TRAINING, tasks_to_train, training_samples
-from dataloaders.datasets import Batch, EpochSampler, EvalSet, Prepared, Reader, TrainSet, ValidationSet, collate
+from dataloaders.datasets import Batch, EpochBatches, EvalSet, Prepared, Reader, TrainSet, ValidationSet, collate
 from dataloaders.samples import Sample, list_samples, mask_authors, mask_clean, read_split
 from dataloaders.tatn import pair
 from dataloaders.transforms import denormalise, flip, normalise, resize_image, resize_mask
@@ -353,13 +353,11 @@ def test_validation_is_never_flipped(lopsided: list) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_whatever_the_number_of_workers(workers: int, data_root: Path) -> None:
     items, _ = training_samples("TATN", BOTH, data_root, 0)
-    sampler = EpochSampler(len(items), 7)
+    sampler = EpochBatches(len(items), 3, 7)
     loader = DataLoader(
         TrainSet(items, Reader(16), 7),
-        batch_size=3,
-        sampler=sampler,
+        batch_sampler=sampler,
         collate_fn=collate,
-        drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
     )
@@ -370,7 +368,7 @@ def test_batches_are_the_same_whatever_the_number_of_workers(workers: int, data_
         batches = list(loader)
         assert len(batches) == 2
         for number, batch in enumerate(batches):
-            expected = collate([direct[key] for key in keys[3 * number : 3 * number + 3]])
+            expected = collate([direct[key] for key in keys[number]])
             assert batch.names == expected.names
             assert torch.equal(batch.image, expected.image)
             assert torch.equal(batch.share, expected.share)
@@ -378,21 +376,38 @@ def test_batches_are_the_same_whatever_the_number_of_workers(workers: int, data_
 
 
 def test_order_of_an_epoch() -> None:
-    sampler = EpochSampler(50, 1234)
-    first = list(sampler)
-    assert len(sampler) == 50
+    def keys(sampler: EpochBatches) -> list[tuple[int, int]]:
+        return [key for batch in sampler for key in batch]
+
+    sampler = EpochBatches(50, 5, 1234)
+    first = keys(sampler)
+    assert len(sampler) == len(list(sampler)) == 10
     assert {epoch for epoch, _ in first} == {0}
     assert sorted(index for _, index in first) == list(range(50))
     assert [index for _, index in first] != list(range(50))
-    assert list(sampler) == first == list(EpochSampler(50, 1234))
-    assert list(EpochSampler(50, 1235)) != first
+    assert keys(sampler) == first == keys(EpochBatches(50, 5, 1234))
+    assert keys(EpochBatches(50, 5, 1235)) != first
     sampler.epoch = 1
-    second = list(sampler)
+    second = keys(sampler)
     assert {epoch for epoch, _ in second} == {1}
     assert sorted(index for _, index in second) == list(range(50))
     assert [index for _, index in second] != [index for _, index in first]
     sampler.epoch = 0
-    assert list(sampler) == first
+    assert keys(sampler) == first
+
+
+def test_the_last_incomplete_batch_is_dropped() -> None:
+    sampler = EpochBatches(11, 4, 0)
+    assert [len(batch) for batch in sampler] == [4, 4]
+    assert len(sampler) == 2
+
+
+def test_processes_share_each_batch_between_them() -> None:
+    whole = list(EpochBatches(26, 6, 3))
+    parts = [list(EpochBatches(26, 6, 3, part, 3)) for part in range(3)]
+    joined = [[key for part in batch for key in part] for batch in zip(*parts, strict=True)]
+    assert joined == whole
+    assert {len(batch) for part in parts for batch in part} == {2}
 
 
 # --- reading -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from model.inference import for_inference
 from utils.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CPU_NAMES = ("cpu", "-1")
 
 # Parameters of glibc's mallopt, from its malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -75,7 +76,7 @@ def choose_compute(gpu: str, precision: str = "auto", compile: bool = False) -> 
     at speed: on CUDA from compute capability 8, on CPUs with AMX. fp32 is float32 throughout, without TF32.
     UserError for an index no device has, and for `compile` on a CPU without a C++ compiler.
     """
-    if gpu in ("cpu", "-1"):
+    if gpu in CPU_NAMES:
         device = torch.device("cpu")
     elif not gpu.isdecimal():
         raise UserError(f"-gpu {gpu}: expected the index of a CUDA device, such as 0, or cpu.")

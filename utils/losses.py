@@ -32,19 +32,24 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def batch_losses(
-    outputs: dict[str, Tensor], batch: Batch, criterion: Callable[[Tensor, Tensor], Tensor], progress: float
+    outputs: dict[str, Tensor],
+    batch: Batch,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    progress: float,
+    parts: int = 1,
 ) -> dict[str, Tensor]:
     """The losses of a batch by task; their sum is what is minimised.
 
     Each task counts on the rows that carry its label: as the sum over these rows when there are several tasks, as
     their mean when there is one (the release's way). A network that predicts the nodule's size adds
     (1 - progress) * mean(log(cosh(predicted - true + 1e-12))) over the nodule rows, progress being epoch / nepochs.
+    Of one of `parts` equal parts of a batch it is the share: the parts' losses add up to the batch's.
     """
     losses = {}
     for task, rows in batch.rows.items():
         per_image = criterion(outputs[task].float()[rows], batch.masks[task])
-        losses[task] = per_image.sum() if len(batch.rows) > 1 else per_image.mean()
+        losses[task] = per_image.sum() if len(batch.rows) > 1 else per_image.mean() / parts
     if "size" in outputs:
         difference = outputs["size"].float()[batch.rows["nodule"]] - batch.share
-        losses["size"] = (1 - progress) * torch.log(torch.cosh(difference + 1e-12)).mean()
+        losses["size"] = (1 - progress) * torch.log(torch.cosh(difference + 1e-12)).mean() / parts
     return losses

@@ -138,6 +138,9 @@ def train_parser() -> argparse.ArgumentParser:
     training.add("momentum", type=quantity, default=0.9, help="momentum of SGD")
     training.add("weight_decay", type=quantity, default=5e-4, help="weight decay of SGD")
     training.add("update_lr_every", type=natural, default=10, help="epochs between steps of the learning rate")
+    training.add(
+        "sync_bn", action="store_true", help="of several processes (torchrun): BatchNorm over their joined batch"
+    )
     training.add("naver_grad", type=natural, default=1, help="batches whose gradients are averaged for a step")
     training.add(
         "save_memory", action="store_true", help="compute full-size features twice instead of keeping them: same result"

@@ -103,6 +103,23 @@ class Run:
         save_checkpoint(self.checkpoint(which), {**facts, "state_dict": net.state_dict()})
 
 
+class Onlooker(Run):
+    """The run folder as the other processes of a run see it: one process writes."""
+
+    def describe(self, arguments: dict[str, Any], **facts: Any) -> None:
+        """Leave args.json to the process that writes; likewise everything below."""
+
+    def open_logs(self, epochs_done: int, steps_done: int) -> None: ...
+
+    def log_epoch(self, row: dict[str, float], step: int) -> None: ...
+
+    def log_scalars(self, group: str, values: dict[str, float], step: int) -> None: ...
+
+    def log_image(self, name: str, image: np.ndarray, step: int) -> None: ...
+
+    def save(self, which: str, net: nn.Module, facts: dict[str, Any]) -> None: ...
+
+
 def run_numbers(root: Path) -> list[int]:
     """The numbers of the run folders under `root`, ascending."""
     found = (re.fullmatch(r"run_(\d+)", path.name) for path in root.glob("run_*"))
