@@ -91,7 +91,7 @@ def train(
             run.save("last", net, facts | state)
             done = epoch + 1
             print(epoch_line(args, row, best), flush=True)
-    except (KeyboardInterrupt, UserError):
+    except (KeyboardInterrupt, UserError, RuntimeError):
         if done:
             print(
                 f"\nStopped; {run.checkpoint('last')} holds epoch {done}. Go on with: "

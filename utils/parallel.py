@@ -108,8 +108,7 @@ def processes() -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise UserError(
-                f"process {ranks.rank} lost another process of this run; the reason is above, where that one ended. "
-                f"What was trained is in the run folder's _last.pth: go on with -load_path."
+                f"process {ranks.rank} lost another process of this run: look above and below for how that one ended."
             ) from error
         raise
 
@@ -132,7 +131,7 @@ class _Synchronised:
         if not self.training:
             return super().forward(x)
         dims, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = x.numel() // x.shape[1] * dist.get_world_size()
         mean = _Sum.apply(values.sum(dims)) / count
         centred = values - mean.view(shape)
