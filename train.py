@@ -249,7 +249,7 @@ def validation_grid(net: nn.Module, validation: ValidationSet, compute: Compute)
     images, batch = validation.batch([int(number) for number in chosen])
     task = next(iter(batch.masks))
     with torch.inference_mode():
-        logits = answer(compute.for_inference(net, [task]), images, compute)[task]
+        logits = answer(compute.uncompiled.for_inference(net, [task]), images, compute)[task]
     return grid(
         [
             draw_contours(denormalise(image), [(mask[0].numpy() > 0, TRUE), (found[0].numpy() >= 0, PREDICTED)])

@@ -7,7 +7,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,11 @@ class Compute:
     def images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) as the network for inference takes them."""
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+    @property
+    def uncompiled(self) -> "Compute":
+        """The same for a network that answers too few images to be compiled for them."""
+        return replace(self, compile=False)
 
     @property
     def name(self) -> str:

@@ -167,5 +167,5 @@ def validate(net: nn.Module, images: ValidationSet, compute: Compute, ranks: Ran
             for logits, mask in zip(outputs[task], masks, strict=True)
         ]
 
-    rows = assess(net, images, VALIDATION_BATCH, score, compute, tasks=images.tasks, ranks=ranks)
+    rows = assess(net, images, VALIDATION_BATCH, score, compute.uncompiled, tasks=images.tasks, ranks=ranks)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
