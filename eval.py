@@ -5,18 +5,17 @@ python eval.py -load_path ./run/run_0/trfe_best.pth
 
 import argparse
 import logging
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dataloaders import TEST_OF, TESTING
+from dataloaders import TESTING
 from dataloaders.datasets import EvalImage, EvalSet
 from model import network, read_checkpoint, restore
 from utils.device import choose_compute
 from utils.engine import assess
-from utils.errors import UserError, run_script
-from utils.options import check_input_size, eval_parser
+from utils.errors import run_script
+from utils.options import complete_tested, eval_parser
 from utils.parallel import Ranks, processes
 from utils.report import Row, evaluation_table, score, write_pictures, write_summary
 
@@ -30,6 +29,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> None:
     compute = choose_compute(ranks.gpu(args.gpu), args.precision, args.compile)
     checkpoint = read_checkpoint(args.load_path)
     net = restore(checkpoint, args.model_name)
+    compute = compute.limited_to(net)
     facts = complete(args, net, checkpoint)
     with ranks.first_alone():
         samples = TESTING[args.test_dataset](args.data_root)
@@ -54,16 +54,9 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> None:
 
 def complete(args: argparse.Namespace, net: nn.Module, checkpoint: dict) -> dict:
     """Fill in what the checkpoint knows and make the output folder; answers what a reader of the result must know."""
-    if "nodule" not in net.tasks:
-        raise UserError(f"{args.load_path} has learned {net.tasks[0]}s, but the test images are labelled for nodules.")
-    trained = checkpoint.get("args", {})
-    name = checkpoint["model"]["name"] if "model" in checkpoint else args.model_name
-    args.test_dataset = args.test_dataset or TEST_OF.get(trained.get("dataset"), "TN3K")
-    args.data_root = args.data_root or Path(trained.get("data_root", "data"))
-    args.input_size = args.input_size or trained.get("input_size", 224)
+    name, trained = complete_tested(args, net.tasks, checkpoint), checkpoint.get("args", {})
     args.fold = trained.get("fold") if args.fold is None else args.fold
     args.save_dir = args.save_dir or args.load_path.parent / f"eval-{args.test_dataset}"
-    check_input_size(args.input_size, name)
     return {
         "model": name,
         "checkpoint": str(args.load_path),

@@ -75,14 +75,22 @@ class Sample:
         return image, mask
 
 
-def _decode(path: Path, mode: str, source: str) -> np.ndarray:
+def read_image(path: Path, mode: str = "RGB") -> np.ndarray:
+    """(H, W, 3) uint8 RGB, or with mode L (H, W) grey. UserError for a file that is no whole image."""
     try:
         with Image.open(path) as file:
             return np.array(file.convert(mode))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{path}: cannot be read as an image, expected a whole {path.suffix} file ({error}). {_again(source)}"
+            f"{path}: cannot be read as an image, expected a whole {path.suffix} file ({error})."
         ) from error
+
+
+def _decode(path: Path, mode: str, source: str) -> np.ndarray:
+    try:
+        return read_image(path, mode)
+    except UserError as error:
+        raise UserError(f"{error} {_again(source)}") from error
 
 
 def _again(source: str) -> str:
@@ -108,6 +116,17 @@ def list_samples(image_dir: Path, mask_dir: Path, task: str, source: str) -> lis
     return [Sample(images[number], masks[number], task, source) for number in sorted(images)]
 
 
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder by name; none where it holds none or is no folder."""
+    if not folder.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+
+
 def _numbered_files(folder: Path, source: str) -> dict[int, Path]:
     """Image files of a folder by the number in their name."""
     if not folder.is_dir():
@@ -116,9 +135,7 @@ def _numbered_files(folder: Path, source: str) -> dict[int, Path]:
             f"as README.md shows, or say with -data_root where it lies. Without data, try -dataset PHANTOM."
         )
     files: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    for path in list_images(folder):
         if not re.fullmatch(r"\d+", path.stem):
             raise UserError(f"{path}: expected a number for a name, such as 0012{path.suffix}. {_again(source)}")
         number = int(path.stem)

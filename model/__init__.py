@@ -2,7 +2,7 @@
 
 create_model(name, width=64)             a new network
 list_models()                            the names
-load_checkpoint(path, model_name=None)   a trained one, in eval mode, on the CPU
+load_checkpoint(path, model_name=None)   a trained one, in eval mode, on the CPU; .pth, or exported .onnx or .xml
 """
 
 import difflib
@@ -19,11 +19,13 @@ from utils.errors import UserError
 from . import rpg
 from .blocks import STRIDE, group_norm, kaiming, pytorch_default
 from .checkpoint import ReleasedNames, load_strictly, read_checkpoint
+from .exported import ExportedNetwork
 from .multitask import RELEASED_NAMES, RELEASED_PLUS_NAMES, RELEASED_UNUSED, MultiTaskUNet, deep_head
 
 logger = logging.getLogger(__name__)
 
 PAPER = "ISBI 2021"
+PAPER_WIDTH = 64
 PLUS = "TRFE+, Comput. Biol. Med. 2023"
 BOTH = ("nodule", "gland")
 
@@ -121,7 +123,7 @@ def network(name: str) -> Network:
     return NETWORKS[name]
 
 
-def create_model(name: str, width: int = 64, tasks: Sequence[str] | None = None) -> nn.Module:
+def create_model(name: str, width: int = PAPER_WIDTH, tasks: Sequence[str] | None = None) -> nn.Module:
     """A new network of the table, initialised as in the release.
 
     `width` is the number of channels of the first stage, the paper's being 64; `tasks` changes what a one-task
@@ -148,6 +150,7 @@ def load_checkpoint(path: str | Path, model_name: str | None = None) -> nn.Modul
     """The network that a checkpoint holds, in eval mode on the CPU.
 
     A checkpoint of this project knows its network; one of the authors' release does not and needs `model_name`.
+    An exported file answers an ExportedNetwork, which takes one size of image and cannot be trained.
     UserError where the file is missing, broken or foreign, or its parameters are not those of the network.
     """
     return restore(read_checkpoint(path), model_name)
@@ -156,10 +159,12 @@ def load_checkpoint(path: str | Path, model_name: str | None = None) -> nn.Modul
 def restore(checkpoint: dict, model_name: str | None = None) -> nn.Module:
     """The network of a checkpoint that read_checkpoint answered, in eval mode on the CPU."""
     path, own = checkpoint["path"], checkpoint.get("model")
+    if own is not None and model_name not in (None, own["name"]):
+        raise UserError(f"{path} holds {own['name']}, not {model_name}: leave -model_name out.")
+    if "state_dict" not in checkpoint:
+        return ExportedNetwork(checkpoint).eval()
     state = checkpoint["state_dict"]
     if own is not None:
-        if model_name not in (None, own["name"]):
-            raise UserError(f"{path} holds {own['name']}, not {model_name}: leave -model_name out.")
         net = create_model(**own)
     else:
         if model_name is None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
+from .exported import format_of, read_exported
+
 FORMAT = "trfe-net checkpoint 1"
 
 
@@ -65,11 +67,14 @@ def read_checkpoint(path: str | Path) -> dict:
     """The content of a checkpoint on the CPU, with its `path`; no code inside it is run (weights_only).
 
     One of this project has `model` (name, width, tasks), `state_dict`, `args` and, unless it is a best one, the
-    training state; a released state dict comes as `state_dict` alone. UserError where it is neither.
+    training state; a released state dict comes as `state_dict` alone. An exported network (.onnx, .xml) has no
+    `state_dict`: see read_exported. UserError where it is none of these.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}. Train one with train.py, or correct the path.")
+    if format_of(path) is not None:
+        return read_exported(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -85,6 +90,17 @@ def read_checkpoint(path: str | Path) -> dict:
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         return {"state_dict": content, "path": path}
     raise UserError(f"{path} is neither a checkpoint of this project nor a released state dict.")
+
+
+def read_trainable(path: str | Path) -> dict:
+    """read_checkpoint for what goes on from the weights. UserError for an exported network, which has none to offer."""
+    checkpoint = read_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        raise UserError(
+            f"{path} is an exported network, which can be run but neither trained nor exported again. "
+            f"Give the checkpoint (.pth) that it was made from."
+        )
+    return checkpoint
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:

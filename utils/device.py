@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from model import ExportedNetwork
 from model.inference import for_inference
 from utils.errors import UserError
 
@@ -57,6 +58,12 @@ class Compute:
     def images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) as the network for inference takes them."""
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+    def limited_to(self, net: nn.Module) -> "Compute":
+        """The same as far as `net` can: an exported one runs on the CPU, and not every format in bfloat16."""
+        if not isinstance(net, ExportedNetwork):
+            return self
+        return Compute(torch.device("cpu"), self.bf16 and net.bf16)
 
     @property
     def uncompiled(self) -> "Compute":

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataloaders import TESTING, TRAINING
+from dataloaders import TEST_OF, TESTING, TRAINING
 from dataloaders.samples import MASK_RULES
-from model import list_models, network, read_checkpoint
+from model import list_models, network
+from model.checkpoint import read_trainable
+from model.formats import FORMATS
 from utils.device import PRECISIONS
 from utils.errors import UserError
 from utils.losses import CRITERIA
@@ -181,7 +183,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namesp
         args.load_path = find_checkpoint(args.run_root, args.run_id, args.model_name, args.resume_epoch)
     if args.load_path is None:
         return _complete(args), None
-    checkpoint = read_checkpoint(args.load_path)
+    checkpoint = read_trainable(args.load_path)
     if "optimizer" not in checkpoint:
         return _complete(args), checkpoint
     return _complete(_resumed(parser, argv, args, checkpoint)), checkpoint
@@ -230,22 +232,47 @@ def _complete(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def check_input_size(size: int, model_name: str) -> None:
-    """UserError unless the network takes images of this side."""
+def check_input_size(size: int, model_name: str, only: int | None = None) -> None:
+    """UserError unless the network takes images of this side; an exported one takes `only` one."""
+    if only not in (None, size):
+        raise UserError(f"-input_size {size}: this file was exported for {only}. Leave the flag out, or export again.")
     stride = network(model_name).stride
     if size % stride:
         good = max(stride, round(size / stride) * stride)
         raise UserError(f"-input_size {size}: {model_name} takes multiples of {stride}, for example {good}.")
 
 
-def eval_parser() -> argparse.ArgumentParser:
-    """The flags of eval.py."""
-    parser = _new_parser("Evaluate a checkpoint on test images under both protocols.")
+def _add_tested(parser: argparse.ArgumentParser, checkpoint: str) -> _Group:
+    """Which network runs on which test images."""
     what = _Group(parser, "what")
-    what.add("load_path", type=Path, required=True, help="the checkpoint")
+    what.add("load_path", type=Path, required=True, help=checkpoint)
     what.add("model_name", type=known_model, help="only for a released checkpoint, which does not know its model")
     what.add("test_dataset", choices=list(TESTING), help="default: the test images of the data it was trained on")
     what.add("data_root", type=Path, help="folder that holds the data (default: the one it was trained with, or data)")
+    what.add("input_size", type=natural, help="default: the one it was trained with, or 224")
+    return what
+
+
+def complete_tested(args: argparse.Namespace, tasks: Sequence[str], checkpoint: dict) -> str:
+    """Fill in what the checkpoint knows of the flags of _add_tested; answers the name of the network.
+
+    UserError for a network that has not learned nodules, or does not take images of -input_size.
+    """
+    if "nodule" not in tasks:
+        raise UserError(f"{args.load_path} has learned {tasks[0]}s, but the test images are labelled for nodules.")
+    trained, exported_size = checkpoint.get("args", {}), checkpoint.get("input_size")
+    name = checkpoint["model"]["name"] if "model" in checkpoint else args.model_name
+    args.test_dataset = args.test_dataset or TEST_OF.get(trained.get("dataset"), "TN3K")
+    args.data_root = args.data_root or Path(trained.get("data_root", "data"))
+    args.input_size = args.input_size or exported_size or trained.get("input_size", 224)
+    check_input_size(args.input_size, name, exported_size)
+    return name
+
+
+def eval_parser() -> argparse.ArgumentParser:
+    """The flags of eval.py."""
+    parser = _new_parser("Evaluate a checkpoint on test images under both protocols.")
+    what = _add_tested(parser, "the checkpoint, or a file that export.py wrote (.onnx, .xml)")
     what.add(
         "fold",
         type=int,
@@ -253,8 +280,20 @@ def eval_parser() -> argparse.ArgumentParser:
         metavar="0..4",
         help="fold of the training, for the summary (default: as the checkpoint says)",
     )
-    what.add("input_size", type=natural, help="default: the one it was trained with, or 224")
     what.add("save_dir", type=Path, help="default: eval-<dataset> beside the checkpoint")
     what.add("batch_size", type=natural, default=2, help="images that go through the network together")
     _add_machine(parser, "batches under way at once, each in a thread; 0: one per core")
+    return parser
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """The flags of export.py."""
+    parser = _new_parser("Write a network as ONNX or OpenVINO, if it agrees with PyTorch on test images.")
+    what = _add_tested(parser, "the checkpoint (.pth)")
+    what.add("limit", type=natural, default=50, help="test images to compare on, at most; spread over all of them")
+    result = _Group(parser, "result")
+    result.add("format", choices=list(FORMATS), required=True, help="what runs it: onnxruntime, or OpenVINO")
+    result.add("out", type=Path, help="file to write (default: beside the checkpoint, with its name)")
+    result.add("int8", action="store_true", help="8-bit weights and activations; needs -calibration")
+    result.add("calibration", type=Path, help="folder of images, none of them a test image, to measure ranges on")
     return parser

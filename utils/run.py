@@ -17,7 +17,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from torch import nn
 
-from model.checkpoint import read_checkpoint, save_checkpoint
+from model.checkpoint import read_trainable, save_checkpoint
 from utils.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "tensorboardX", "tqdm", "scikit-image", "scipy")
@@ -149,8 +149,8 @@ def pretrained_weights(args: argparse.Namespace) -> dict | None:
     if args.pretrain == "None":
         return None
     if args.pretrain == "THYROID":
-        return read_checkpoint(_thyroid_checkpoint(args.run_root, args.model_name))
-    return read_checkpoint(args.pretrain)
+        return read_trainable(_thyroid_checkpoint(args.run_root, args.model_name))
+    return read_trainable(args.pretrain)
 
 
 def _thyroid_checkpoint(root: Path, model_name: str) -> Path:
