@@ -122,6 +122,23 @@ def network(args: argparse.Namespace) -> dict[str, float]:
         return {"ms per image": median_ms(lambda: answer(ready, image, compute), 20, 5)}
 
 
+def exported(args: argparse.Namespace) -> dict[str, float]:
+    """One image through the network as OpenVINO runs it; in int8 with images of the data for its ranges."""
+    from model.exported import FORMAT, ExportedNetwork, read_exported
+    from model.formats import FORMATS
+
+    target, compute = FORMATS["openvino"], choose_compute("cpu", args.precision)
+    samples = [nodule for nodule, _ in training_samples("TATN", BOTH, args.data_root, 0)[0][:100]] if args.int8 else []
+    images, _ = EvalSet(samples, SIZE).batch(range(len(samples))) if samples else ([], None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "net.xml")
+        about = {"format": FORMAT, "model": {"tasks": BOTH}, "input_size": SIZE}
+        target.write(target.convert(create_model(args.model_name).eval(), SIZE, list(images)), path, json.dumps(about))
+        net = ExportedNetwork(read_exported(path))
+        image = torch.randn(1, 3, SIZE, SIZE)
+        return {"ms per image": median_ms(lambda: answer(net, image, compute), 20, 5)}
+
+
 def evaluation(args: argparse.Namespace) -> dict[str, float]:
     """eval.py's loop over test images, scores and pictures included."""
     net, compute = setting(args)
@@ -188,25 +205,19 @@ def library_scores(image: EvalImage, probabilities: dict[str, Tensor]) -> tuple[
     from sklearn import metrics
 
     size = image.mask.shape
-    predicted = {task: (cv2.resize(p.numpy(), size[::-1]) >= 0.5) for task, p in probabilities.items()}
-    small = resize_mask(image.mask > 127, SIZE)
-    by_count = (
-        metrics.precision_score,
-        metrics.recall_score,
-        metrics.f1_score,
-        metrics.accuracy_score,
-        metrics.jaccard_score,
-        metrics.confusion_matrix,
-    )
-    pairs = [(small, probabilities["nodule"].numpy() >= 0.5), (image.mask > 127, predicted["nodule"])]
-    for true, found in pairs:
-        for measure in by_count:
-            measure(true.ravel(), found.ravel(), **({"zero_division": 0} if "score" in measure.__name__[-9:-5] else {}))
+    predicted = {task: cv2.resize(p.numpy(), size[::-1]) >= 0.5 for task, p in probabilities.items()}
+    small, probability = resize_mask(image.mask > 127, SIZE), probabilities["nodule"].numpy()
+    for true, found in ((small, probability >= 0.5), (image.mask > 127, predicted["nodule"])):
+        pixels = true.ravel(), found.ravel()
+        metrics.confusion_matrix(*pixels)
+        metrics.accuracy_score(*pixels)
+        for measure in (metrics.precision_score, metrics.recall_score, metrics.f1_score, metrics.jaccard_score):
+            measure(*pixels, zero_division=0)
         if true.any() and found.any():
             hd95(found, true)
             assd(found, true)
-    metrics.roc_auc_score(small.ravel(), pairs[0][1].ravel())
-    metrics.mean_absolute_error(small.ravel(), probabilities["nodule"].numpy().ravel())
+    metrics.roc_auc_score(small.ravel(), probability.ravel() >= 0.5)
+    metrics.mean_absolute_error(small.ravel(), probability.ravel())
     return None, predicted
 
 
@@ -268,7 +279,14 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-WORK = {"training": training, "network": network, "evaluation": evaluation, "data": data, "floors": floors}
+WORK = {
+    "training": training,
+    "network": network,
+    "exported": exported,
+    "evaluation": evaluation,
+    "data": data,
+    "floors": floors,
+}
 
 if __name__ == "__main__":
     main()
