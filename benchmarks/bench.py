@@ -27,7 +27,7 @@ class Way:
     """A way to do a piece of work: arguments of work.py, and what to preload."""
 
     name: str
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str | list[str]] = field(default_factory=dict)
     preload: str | None = None
 
 
@@ -37,9 +37,22 @@ FP32 = Way("fp32", {"precision": "fp32"})
 BF16 = Way("bf16", {"precision": "bf16"})
 COMPILED = Way("bf16, -compile", {"precision": "bf16", "compile": "1"})
 
+
+def without(*changes: str) -> Way:
+    """bf16 with some changes left out, to see what they give."""
+    return Way(f"bf16 without {', '.join(changes)}", {"precision": "bf16", "without": list(changes)})
+
+
 WORK: dict[str, list[Way]] = {
-    "evaluation": [PLAIN, Way("plain network, our scores", {"mode": "plain", "scores": "ours"}), FP32, BF16, COMPILED],
-    "network": [PLAIN, FP32, BF16, COMPILED],
+    "evaluation": [
+        PLAIN,
+        Way("plain network, our scores", {"mode": "plain", "scores": "ours"}),
+        FP32,
+        without("threads"),
+        BF16,
+        COMPILED,
+    ],
+    "network": [PLAIN, FP32, without("memory", "relu", "folding"), without("memory", "relu"), BF16, COMPILED],
     "exported": [
         Way("OpenVINO fp32", {"precision": "fp32"}),
         Way("OpenVINO bf16", {"precision": "bf16"}),
@@ -48,6 +61,9 @@ WORK: dict[str, list[Way]] = {
     "training": [
         PLAIN,
         FP32,
+        without("memory", "bias", "relu"),
+        without("bias", "relu"),
+        without("relu"),
         BF16,
         COMPILED,
         Way("bf16, -save_memory", {"precision": "bf16", "save_memory": "1"}),
@@ -90,13 +106,17 @@ def runs(args: argparse.Namespace) -> Iterator[tuple[str, Way, dict]]:
         for _ in range(args.repeat):
             for way in WORK[work]:
                 settings = {**given, **way.settings}
-                flags = [word for name, value in settings.items() for word in (f"-{name}", str(value))]
+                flags = [str(word) for name, value in settings.items() for word in (f"-{name}", *_several(value))]
                 environment = {**os.environ, **({"LD_PRELOAD": way.preload} if way.preload else {})}
                 command = [sys.executable, str(HERE / "work.py"), work, *flags]
                 done = subprocess.run(command, env=environment, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
                 yield work, way, json.loads(done.stdout.splitlines()[-1])
+
+
+def _several(value: object) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def table_of(results: dict[str, dict[str, list[dict]]]) -> Iterator[str]:

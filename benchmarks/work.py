@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("work", choices=list(WORK))
     parser.add_argument("-mode", choices=("plain", "ours"), default="ours")
     parser.add_argument("-precision", default="auto")
+    parser.add_argument("-without", nargs="*", choices=list(CHANGES), default=[], help="changes to leave out")
     parser.add_argument("-scores", choices=("libraries", "ours"), default="libraries")
     for name in ("compile", "save_memory", "int8"):
         parser.add_argument(f"-{name}", type=int, default=0)
@@ -59,18 +60,37 @@ def setting(args: argparse.Namespace) -> tuple[nn.Module, Compute]:
     net = create_model(args.model_name)
     if args.mode == "plain":
         return as_released(net), Compute(torch.device("cpu"))
-    return net, choose_compute("cpu", args.precision, bool(args.compile))
+    for change in args.without:
+        if (undo := CHANGES[change]) is not None:
+            undo(net)
+    compute = choose_compute("cpu", args.precision, bool(args.compile), reuse="memory" not in args.without)
+    return net, compute
 
 
 def as_released(net: nn.Module) -> nn.Module:
     """The network layer by layer as the release builds it, with as many unused parameters as trfe has there."""
+    relus_in_place(net)
+    biases_inside(net)
+    net.unused = nn.Parameter(torch.zeros(3_310_000))
+    return net
+
+
+def relus_in_place(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True
-        if isinstance(module, nn.ConvTranspose2d):
-            module.__class__ = nn.ConvTranspose2d
-    net.unused = nn.Parameter(torch.zeros(3_310_000))
-    return net
+
+
+def biases_inside(net: nn.Module) -> None:
+    """Up-convolutions with their biases inside, and GroupNorms, as PyTorch has them."""
+    for module in net.modules():
+        for kind in (nn.ConvTranspose2d, nn.GroupNorm):
+            if isinstance(module, kind):
+                module.__class__ = kind
+
+
+# The changes beyond channels_last and bfloat16 that can be left out, and how.
+CHANGES = {"memory": None, "bias": biases_inside, "relu": relus_in_place, "folding": None, "threads": None}
 
 
 def median_ms(call: Callable[[], object], times: int, warm: int = 2) -> float:
@@ -106,7 +126,7 @@ def training(args: argparse.Namespace) -> dict[str, float]:
         optimizer.zero_grad()
 
     net.train()
-    taken = median_ms(step, 2 if plain else 4, 1 if plain else 2)
+    taken = median_ms(step, 3, 2) if compute.bf16 else median_ms(step, 2, 1)
     return {"ms per image": taken / len(images), "peak memory, MiB": peak_mib()}
 
 
@@ -118,6 +138,10 @@ def network(args: argparse.Namespace) -> dict[str, float]:
         if args.mode == "plain":
             net.eval()
             return {"ms per image": median_ms(lambda: net(image), 10)}
+        if "folding" in args.without:
+            net.eval().to(memory_format=torch.channels_last)
+            with compute.autocast():
+                return {"ms per image": median_ms(lambda: net(image.to(memory_format=torch.channels_last)), 20, 5)}
         ready = compute.for_inference(net)
         return {"ms per image": median_ms(lambda: answer(ready, image, compute), 20, 5)}
 
@@ -148,9 +172,9 @@ def evaluation(args: argparse.Namespace) -> dict[str, float]:
         if args.mode == "plain":
             return plain_evaluation(net.eval(), images, args.scores == "ours", Path(folder))
         if args.compile:  # which happens once, at the first images
-            assess_all(net, EvalSet(samples[:4], SIZE), compute, Path(folder))
+            assess_all(net, EvalSet(samples[:4], SIZE), compute, Path(folder), args)
         start = time.perf_counter()
-        assess_all(net, images, compute, Path(folder))
+        assess_all(net, images, compute, Path(folder), args)
         return {"ms per image": (time.perf_counter() - start) / len(images) * 1e3, **dict.fromkeys(PARTS, np.nan)}
 
 
@@ -176,7 +200,7 @@ def plain_evaluation(net: nn.Module, images: EvalSet, our_scores: bool, folder: 
     return {"ms per image": sum(per_image.values()), **per_image}
 
 
-def assess_all(net: nn.Module, images: EvalSet, compute: Compute, folder: Path) -> None:
+def assess_all(net: nn.Module, images: EvalSet, compute: Compute, folder: Path, args: argparse.Namespace) -> None:
     def finish(outputs: dict[str, Tensor], batch: list[EvalImage]) -> list[Row]:
         rows = []
         for index, image in enumerate(batch):
@@ -185,7 +209,7 @@ def assess_all(net: nn.Module, images: EvalSet, compute: Compute, folder: Path) 
             rows.append(row)
         return rows
 
-    assess(net, images, 2, finish, compute)
+    assess(net, images, 2, finish, compute, threads=1 if "threads" in args.without else 0)
 
 
 def plain_normalise(image: np.ndarray) -> Tensor:

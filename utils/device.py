@@ -81,11 +81,12 @@ class Compute:
         return f"{self.name}, {precision}{', compiled' if self.compile else ''}"
 
 
-def choose_compute(gpu: str, precision: str = "auto", compile: bool = False) -> Compute:
+def choose_compute(gpu: str, precision: str = "auto", compile: bool = False, reuse: bool = True) -> Compute:
     """The device that -gpu asks for (a CUDA index, or cpu) with the precision that -precision asks for.
 
     Without CUDA an index means the CPU, which is said in one line. `auto` takes bfloat16 where the hardware has it
-    at speed: on CUDA from compute capability 8, on CPUs with AMX. fp32 is float32 throughout, without TF32.
+    at speed: on CUDA from compute capability 8, on CPUs with AMX. fp32 is float32 throughout, without TF32. On the
+    CPU memory is kept for the next tensor if `reuse`.
     UserError for an index no device has, and for `compile` on a CPU without a C++ compiler.
     """
     if gpu in CPU_NAMES:
@@ -103,7 +104,8 @@ def choose_compute(gpu: str, precision: str = "auto", compile: bool = False) -> 
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bf16
     else:
-        reuse_memory()
+        if reuse:
+            reuse_memory()
         if compile and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
             raise UserError(f"-compile needs a C++ compiler and there is no {compiler}: install one, or leave it out.")
     return Compute(device, bf16, compile)
