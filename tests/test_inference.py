@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model import create_model, list_models
 from model.blocks import GroupNorm, UpConv
-from model.inference import for_inference
+from model.inference import for_inference, pack
 from model.recompute import recompute
 from utils.device import Compute, choose_compute, reuse_memory
 from utils.engine import assess
@@ -48,6 +48,34 @@ def test_folding_changes_the_answer_by_rounding_only(name: str) -> None:
         torch.testing.assert_close(found[task], values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", list_models())
+def test_packing_changes_the_answer_by_rounding_only(name: str, dtype: torch.dtype) -> None:
+    ready = for_inference(trained(name), dtype)
+    image = images(3, 48).to(dtype)
+    with torch.inference_mode():
+        expected = ready(image)
+        packed = pack(ready)
+        found = packed(image)
+    assert not any(isinstance(module, nn.Conv2d) for module in packed.modules())
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    for task, values in expected.items():
+        torch.testing.assert_close(found[task], values, rtol=tolerance, atol=tolerance)
+
+
+def test_packing_takes_only_the_relu_that_follows_a_convolution() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 3, 1), nn.GroupNorm(1, 3), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, 1, bias=False))
+    net = nn.Sequential(block, nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2), nn.Identity(), nn.ReLU())
+    image = torch.randn(1, 2, 8, 8)
+    with torch.inference_mode():
+        expected = net(image)
+        found = pack(net)(image)
+    assert isinstance(block[2], nn.ReLU)
+    assert not isinstance(net[3], nn.ReLU)
+    torch.testing.assert_close(found, expected)
+
+
 def test_folding_leaves_no_batch_norm_of_a_convolution_and_the_network_itself_as_it_was() -> None:
     net = trained("trfe2")
     before = copy.deepcopy(net.state_dict())
@@ -63,7 +91,7 @@ def test_bfloat16_stays_within_2e_2_of_float32(name: str) -> None:
     net = trained(name, 16)
     compute = Compute(torch.device("cpu"), bf16=True)
     ready = compute.for_inference(net)
-    assert {parameter.dtype for parameter in ready.parameters()} == {torch.bfloat16}
+    assert compute.images(images()).dtype == torch.bfloat16
     with torch.inference_mode():
         expected, found = net(images()), ready(compute.images(images()))
     for task in net.tasks:

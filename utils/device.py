@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model import ExportedNetwork
-from model.inference import for_inference
+from model.inference import for_inference, pack
 from utils.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -52,8 +52,10 @@ class Compute:
         if next(net.parameters(), None) is None:
             return net.eval()
         ready = for_inference(net, self.dtype, tasks).to(self.device)
-        # Frozen parameters are laid out once for the kernels that use them.
-        return torch.compile(ready, options={"freezing": True}) if self.compile else ready
+        if self.compile:
+            # Frozen parameters are laid out once for the kernels that use them.
+            return torch.compile(ready, options={"freezing": True})
+        return pack(ready) if self.device.type == "cpu" else ready
 
     def images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) as the network for inference takes them."""

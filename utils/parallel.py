@@ -100,6 +100,8 @@ def processes() -> Iterator[Ranks]:
     ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ["LOCAL_RANK"]))
     # On GPUs NCCL moves the gradients, and Gloo what is on the CPU.
     dist.init_process_group(None if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    if ranks.local < torch.cuda.device_count():
+        torch.cuda.set_device(ranks.local)
     try:
         # Nothing is printed where there is no stdout.
         with contextlib.redirect_stdout(sys.stdout if ranks.writes else None):
