@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("-images", type=int, default=40, help="test images for the evaluation")
     parser.add_argument("-model_name", default="trfe")
     parser.add_argument("-only", nargs="+", choices=list(WORK), default=list(WORK), help="pieces of work")
-    parser.add_argument("-checkpoint", type=Path, help="a trained checkpoint for the exported network; default: new")
+    parser.add_argument("-checkpoint", type=Path, help="weights of -model_name; new ones find specks, not nodules")
     args = parser.parse_args()
 
     results: dict[str, dict[str, list[dict]]] = {}
@@ -102,6 +102,7 @@ def main() -> None:
 def runs(args: argparse.Namespace) -> Iterator[tuple[str, Way, dict]]:
     """Every way of every piece of work, `repeat` times over, with what it measured."""
     given = {"data_root": args.data_root, "images": args.images, "model_name": args.model_name}
+    given |= {"checkpoint": args.checkpoint} if args.checkpoint else {}
     for work in args.only:
         for _ in range(args.repeat):
             for way in WORK[work]:
