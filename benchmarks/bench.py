@@ -128,9 +128,10 @@ def table_of(results: dict[str, dict[str, list[dict]]]) -> Iterator[str]:
         yield f"\n| {work} | {' | '.join(names)} | {'ratio |' if plain else ''}"
         yield f"|---|{'---:|' * (len(names) + bool(plain))}"
         for way, runs in ways.items():
-            medians = [statistics.median(run[name] for run in runs) for name in names]
-            ratio = f" {statistics.median(run[names[0]] for run in plain) / medians[0]:.2f} |" if plain else ""
-            yield f"| {way} | {' | '.join(f'{value:.4g}' for value in medians)} |{ratio}"
+            medians = {name: statistics.median(run[name] for run in runs) for name in names if name in runs[0]}
+            first = statistics.median(run[names[0]] for run in plain) / medians[names[0]] if plain else 0
+            values = " | ".join(f"{medians[name]:.4g}" if name in medians else "" for name in names)
+            yield f"| {way} | {values} |{f' {first:.2f} |' if plain else ''}"
 
 
 def machine() -> str:
