@@ -75,26 +75,27 @@ class ExportedNetwork(nn.Module):
         self.path, self.input_size = checkpoint["path"], checkpoint["input_size"]
         self.tasks = tuple(checkpoint["model"]["tasks"])
         self.bf16 = format_of(self.path).bf16
-        self._runs: dict[bool, Run] = {}
+        self._runs: dict[tuple[bool, int | None], Run] = {}
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         expected = (3, self.input_size, self.input_size)
         if image.shape[1:] != expected:
             raise UserError(f"{self.path} takes images {('B', *expected)}, got {tuple(image.shape)}.")
-        run = self._run(self.bf16 and image.dtype == torch.bfloat16)
+        batch = len(image) if format_of(self.path).fixes_batch else None
+        run = self._run(self.bf16 and image.dtype == torch.bfloat16, batch)
         outputs = run(image.detach().float().cpu().contiguous().numpy())
         return {name: torch.from_numpy(values) for name, values in outputs.items()}
 
-    def _run(self, bf16: bool) -> Run:
-        """What runs the network in this precision, started at the first call."""
+    def _run(self, bf16: bool, batch: int | None) -> Run:
+        """What runs the network in this precision, on this number of images, started at the first call."""
         with _starting:
-            if bf16 not in self._runs:
-                self._runs[bf16] = self._start(bf16)
-            return self._runs[bf16]
+            if (bf16, batch) not in self._runs:
+                self._runs[bf16, batch] = self._start(bf16, batch)
+            return self._runs[bf16, batch]
 
-    def _start(self, bf16: bool) -> Run:
+    def _start(self, bf16: bool, batch: int | None) -> Run:
         try:
-            return format_of(self.path).start(self.path, bf16)
+            return format_of(self.path).start(self.path, bf16, batch)
         except UserError:
             raise
         except Exception as error:  # RuntimeError from OpenVINO, classes of its own from onnxruntime

@@ -166,14 +166,17 @@ def test_precision_follows_the_images(monkeypatch, exported):
     net = load_checkpoint(exported[0])
     target = FORMATS["openvino" if exported[0].suffix == ".xml" else "onnx"]
     started, start = [], target.start
-    monkeypatch.setattr(target, "start", lambda path, bf16: started.append(bf16) or start(path, bf16))
+    monkeypatch.setattr(target, "start", lambda path, *how: started.append(how) or start(path, *how))
     images = torch.randn(2, 3, SIZE, SIZE)
     expected = net(images)["nodule"]
     rounded = net(images.bfloat16())["nodule"]
     assert net(images.double())["nodule"].equal(expected)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, expected, rtol=0.1, atol=0.1)
-    assert started == ([False, True] if exported[0].suffix == ".xml" else [False])
+    # OpenVINO starts anew for another number of images, too.
+    assert started == ([(False, 2), (True, 2)] if exported[0].suffix == ".xml" else [(False, None)])
+    assert net(images[:1])["nodule"].shape == (1, 1, SIZE, SIZE)
+    assert started[-1] == ((False, 1) if exported[0].suffix == ".xml" else (False, None))
     assert Compute(torch.device("cuda"), True, True).limited_to(net) == Compute(
         torch.device("cpu"), exported[0].suffix == ".xml"
     )
