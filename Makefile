@@ -28,7 +28,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/test_export.py
+# By itself: after many other tests in one process, onnxruntime and OpenVINO have crashed it.
+	$(BIN)/python -m pytest tests/test_export.py
 
 test-slow: lint
 	$(BIN)/python -m pytest -m slow
