@@ -6,7 +6,6 @@ python eval.py -load_path ./run/run_0/trfe_best.pth
 import argparse
 import logging
 
-import torch
 from torch import Tensor, nn
 
 from dataloaders import TESTING
@@ -17,7 +16,7 @@ from utils.engine import assess
 from utils.errors import run_script
 from utils.options import complete_tested, eval_parser
 from utils.parallel import Ranks, processes
-from utils.report import Row, evaluation_table, score, write_pictures, write_summary
+from utils.report import Row, evaluation_table, score_batch, write_summary
 
 
 def main() -> None:
@@ -36,13 +35,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> None:
     images = EvalSet(samples, args.input_size)
 
     def finish(outputs: dict[str, Tensor], batch: list[EvalImage]) -> list[Row]:
-        rows = []
-        for index, image in enumerate(batch):
-            probabilities = {task: torch.sigmoid(outputs[task][index, 0]) for task in net.tasks}
-            row, predicted = score(image, probabilities)
-            write_pictures(args.save_dir, image, predicted, row["iou"])
-            rows.append(row)
-        return rows
+        return score_batch(args.save_dir, outputs, batch, net.tasks)
 
     rows = assess(net, images, args.batch_size, finish, compute, args.num_workers, ranks=ranks)
     if not ranks.writes:

@@ -32,7 +32,7 @@ from model.recompute import recompute
 from utils.device import Compute, choose_compute
 from utils.engine import answer, assess, train_step
 from utils.losses import soft_dice
-from utils.report import Row, score, write_pictures
+from utils.report import Row, score, score_batch, write_pictures
 
 SIZE, PAIRS = 224, 8
 BOTH = ("nodule", "gland")
@@ -204,12 +204,7 @@ def plain_evaluation(net: nn.Module, images: EvalSet, our_scores: bool, folder: 
 
 def assess_all(net: nn.Module, images: EvalSet, compute: Compute, folder: Path, args: argparse.Namespace) -> None:
     def finish(outputs: dict[str, Tensor], batch: list[EvalImage]) -> list[Row]:
-        rows = []
-        for index, image in enumerate(batch):
-            row, predicted = score(image, {task: outputs[task][index, 0].sigmoid() for task in outputs})
-            write_pictures(folder, image, predicted, row["iou"])
-            rows.append(row)
-        return rows
+        return score_batch(folder, outputs, batch, net.tasks)
 
     assess(net, images, 2, finish, compute, threads=1 if "threads" in args.without else 0)
 

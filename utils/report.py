@@ -51,6 +51,18 @@ def score(image: EvalImage, probabilities: dict[str, Tensor]) -> tuple[Row, dict
     return row, predicted
 
 
+def score_batch(
+    folder: Path, outputs: dict[str, Tensor], batch: Sequence[EvalImage], tasks: Sequence[str]
+) -> list[Row]:
+    """Scores of the images of a batch from the network's logits (B, 1, S, S) by task; their pictures go to `folder`."""
+    rows = []
+    for index, image in enumerate(batch):
+        row, predicted = score(image, {task: outputs[task][index, 0].sigmoid() for task in tasks})
+        write_pictures(folder, image, predicted, row["iou"])
+        rows.append(row)
+    return rows
+
+
 def write_pictures(folder: Path, image: EvalImage, predicted: dict[str, np.ndarray], iou: float) -> None:
     """Predicted masks (0 and 255, native size) and an overlay of an image as PNG."""
     name = f"{image.sample.image.stem}.png"
